@@ -1,0 +1,115 @@
+"""The one record format that everything speaks: clients, the processes of a node, the log, the peers.
+
+    record   | u32 length | u8 method | u8 kind | u16 status | u64 id | payload ... |     little-endian
+    batch    records back to back, in one ZeroMQ frame
+
+`length` counts the payload alone, so a record takes 16 + length bytes. `id` is the caller's own number for a call or a
+stream; the answer carries it back. `status` is 0 in requests and a gRPC code in replies; when it is not 0 the payload is
+the error's text in UTF-8. Else the payload is the etcd v3 message of the method, protobuf-encoded (etcd.proto).
+kvorum/PROTOCOL.md is this page for strangers. Pure.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import NamedTuple
+
+from google.protobuf.message import Message
+
+from kvorum import etcd_pb2 as pb
+
+PROTOCOL = 1
+"""The version that Hello speaks of."""
+
+HEADER = struct.Struct("<IBBHQ")
+BATCH_BYTES_MAX = 8 << 20
+"""A batch over this is refused where it enters."""
+
+
+class Kind(IntEnum):
+    CALL = 0
+    REPLY = 1
+    STREAM_OPEN = 2
+    STREAM_MESSAGE = 3
+    STREAM_CLOSE = 4
+
+
+class Method(IntEnum):
+    """Numbers are for ever. 64 and up never leave a cluster."""
+
+    HELLO = 1
+    RANGE = 2
+    PUT = 3
+    DELETE_RANGE = 4
+    TXN = 5
+    COMPACT = 6
+    WATCH = 7
+    MEMBER_LIST = 13
+    STATUS = 18
+    MOVE_LEADER = 23
+    MEMBER_PUBLISH = 64
+
+
+class Shape(NamedTuple):
+    """What a method is on gRPC, and the messages it takes and gives."""
+
+    path: str
+    request: type[Message]
+    response: type[Message]
+
+
+METHODS: dict[Method, Shape] = {
+    Method.HELLO: Shape("/kvorum.Node/Hello", pb.HelloRequest, pb.HelloResponse),
+    Method.RANGE: Shape("/etcdserverpb.KV/Range", pb.RangeRequest, pb.RangeResponse),
+    Method.PUT: Shape("/etcdserverpb.KV/Put", pb.PutRequest, pb.PutResponse),
+    Method.DELETE_RANGE: Shape("/etcdserverpb.KV/DeleteRange", pb.DeleteRangeRequest, pb.DeleteRangeResponse),
+    Method.TXN: Shape("/etcdserverpb.KV/Txn", pb.TxnRequest, pb.TxnResponse),
+    Method.COMPACT: Shape("/etcdserverpb.KV/Compact", pb.CompactionRequest, pb.CompactionResponse),
+    Method.WATCH: Shape("/etcdserverpb.Watch/Watch", pb.WatchRequest, pb.WatchResponse),
+    Method.MEMBER_LIST: Shape("/etcdserverpb.Cluster/MemberList", pb.MemberListRequest, pb.MemberListResponse),
+    Method.STATUS: Shape("/etcdserverpb.Maintenance/Status", pb.StatusRequest, pb.StatusResponse),
+    Method.MOVE_LEADER: Shape("/etcdserverpb.Maintenance/MoveLeader", pb.MoveLeaderRequest, pb.MoveLeaderResponse),
+}
+"""What a client may call. The numbers between are kept for the rest of etcd's API, in its own order."""
+
+
+class MalformedBatch(ValueError):
+    """The frame is not a sequence of whole records."""
+
+
+class Record(NamedTuple):
+    method: int
+    kind: int
+    status: int
+    id: int
+    payload: bytes
+
+
+def encode(method: int, kind: int, status: int, id: int, payload: bytes) -> bytes:
+    return HEADER.pack(len(payload), method, kind, status, id) + payload
+
+
+def decode(batch: bytes) -> list[Record]:
+    """Take a batch apart.
+
+    Raises MalformedBatch if it is over BATCH_BYTES_MAX or does not end where a record ends. Methods, kinds and payloads
+    are not judged here.
+    """
+    size = len(batch)
+    if size > BATCH_BYTES_MAX:
+        raise MalformedBatch(f"batch of {size} bytes is over the limit of {BATCH_BYTES_MAX}")
+    records = []
+    unpack, at = HEADER.unpack_from, 0
+    try:
+        while at < size:
+            length, method, kind, status, id = unpack(batch, at)
+            at += 16
+            end = at + length
+            records.append(Record(method, kind, status, id, batch[at:end]))
+            at = end
+    except struct.error:
+        raise MalformedBatch(f"batch of {size} bytes breaks off inside a record's header") from None
+    if at != size:
+        raise MalformedBatch(f"batch of {size} bytes breaks off inside a record's payload")
+    return records
