@@ -1,0 +1,785 @@
+"""The apply process: clients' requests in, committed entries onto the store, answers and changes out.
+
+    clients ──▶ ┐  a wake-up's writes, one proposal     ┌─▶ raft
+    raft    ──▶ ┤  a wake-up's reads, one read index    ├─▶ clients   answers, one frame a client
+    watch   ──▶ ┘  committed entries, one store batch   └─▶ watch     changes, one message
+
+A *batch* is what one wake-up proposes: an entry of the log, numbered, with this process's incarnation in front. Until its
+outcome is known it stays in `_pending` with the callers that wait for it.
+
+Why an answer is true. A write is answered only from the result of applying its own entry, which is committed, and only
+after the store batch with it is visible here: who was answered and asks again, here, sees it. A linearizable read is
+answered from a state that has applied at least the index which the leader confirmed after the read had arrived.
+
+Why proposing again is safe. A batch whose fate is unknown (the leader changed, a process or a message got lost) is proposed
+again under its own number. The store applies a number of an origin's incarnation at most once and only in rising order
+(storage.keyspace), so a second copy does nothing. And when a batch of ours with a higher number has been applied, a lower
+one that was not can never be: it gets a new number. So a client is told "perhaps" only when its time is up.
+
+Why a crash loses nothing. Nothing here is owed to anybody but the store's content, and that is rebuilt from the log: after
+a restart raft sends every entry after the store's applied index, and the store asserts that none is missing. Callers of
+the dead process see their connection break.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path as FilePath
+from typing import NamedTuple, Protocol, TypeVar
+
+import zmq
+from google.protobuf.message import DecodeError
+from google.protobuf.message import Message as Protobuf
+
+from cluster import internal, metrics, sockets
+from cluster.config import NodeConfig
+from cluster.exits import Exit
+from cluster.feed import Feed
+from cluster.internal import (
+    Applied,
+    Attach,
+    Attached,
+    Committed,
+    Fenced,
+    HistoryRequest,
+    Message,
+    MoveLeader,
+    Propose,
+    ReadFailed,
+    ReadIndex,
+    ReadReady,
+    Rejected,
+    Status,
+    Tick,
+    WatchAck,
+    WatchAttach,
+)
+from cluster.metrics import ApplyBoard
+from cluster.node import Node
+from cluster.process import Process, exit_for
+from kvorum import errors, wire
+from kvorum import etcd_pb2 as pb
+from kvorum.wire import Kind, Method
+from storage.codec import pack_proposal, unpack_proposal
+from storage.failpoint import hit
+from storage.keyspace import Keyspace, Result, Scan
+from storage.requests import Limits, Path, admit
+from storage.rocks import RocksEngine
+
+ENTRY_BYTES = 1 << 20
+"""A batch is cut into entries of about this size."""
+PENDING_BYTES_MAX = 64 << 20
+BACKLOG_ENTRIES_MAX = 5000
+"""etcd's bound on committed - applied. Past either, new writes get "too many requests" at once."""
+READS_MAX = 100_000
+SCANS_PER_TURN = 4
+FLUSH_ENTRIES = 20_000
+FLUSH_TICKS = 300
+
+
+class ClientFrame(NamedTuple):
+    """What one client sent in one message."""
+
+    identity: bytes
+    frame: bytes
+
+
+class Caller(NamedTuple):
+    """Who waits for an answer, and under which id of theirs."""
+
+    identity: bytes
+    id: int
+    method: int
+
+
+class AfterSweep(Caller):
+    """One who asked for a physical compaction: answered when the sweep is done, not before."""
+
+    __slots__ = ()
+
+
+class Read(NamedTuple):
+    """A linearizable read that hasn't been answered. `born` is the tick it arrived in."""
+
+    caller: Caller
+    payload: bytes
+    born: int
+
+
+class Pending:
+    """A proposed batch whose outcome isn't known."""
+
+    __slots__ = ("attempts", "born", "callers", "data", "number", "sent")
+
+    def __init__(self, number: int, data: bytes, callers: list[Caller], born: int) -> None:
+        self.number, self.data, self.callers, self.born = number, data, callers, born
+        self.sent = 0
+        self.attempts = 0
+
+
+class Round(NamedTuple):
+    """Reads of one wake-up that wait for one read index."""
+
+    reads: list[Read]
+    asked: int
+
+
+class Link(Protocol):
+    """The apply process's ends of its conversations."""
+
+    def receive(self) -> Iterable[Tick | ClientFrame | Message]:
+        """All that has arrived, within bounds that leave time for the rest of the turn. At most one Tick, last."""
+        ...
+
+    def to_raft(self, message: Message) -> None: ...
+    def to_watch(self, message: Message) -> None: ...
+
+    def reply(self, identity: bytes, records: Sequence[bytes]) -> None:
+        """Send records to a client as one frame. Drops them if the client is gone or doesn't read."""
+        ...
+
+
+class Superseded(Exception):
+    """A newer apply process of this node is attached to raft: this one must end."""
+
+
+class Applyd:
+    """The state of the apply process beside its store: who waits for what."""
+
+    def __init__(
+        self,
+        keyspace: Keyspace,
+        link: Link,
+        node: Node,
+        board: ApplyBoard,
+        *,
+        epoch: int,
+        limits: Limits,
+        quota_bytes: int,
+        election_ticks: int,
+        timeout_ticks: int,
+    ) -> None:
+        self.keyspace, self.link, self.node, self.board = keyspace, link, node, board
+        self.epoch, self.limits, self._quota_bytes = epoch, limits, quota_bytes
+        self._election_ticks, self._timeout_ticks = election_ticks, timeout_ticks
+        self.feed = Feed(keyspace, link.to_watch, first_session=epoch << 32)
+        self._session = 0  # 0: not attached to raft
+        self._status = Status(0, 0, 0, 0)
+        self._ticks = 0
+        # This wake-up's harvest.
+        self._frames: list[tuple[bytes, list[Caller]]] = []
+        self._reads: list[Read] = []
+        self._out: dict[bytes, list[bytes]] = {}
+        # What is under way.
+        self._number = 0
+        self._pending: OrderedDict[int, Pending] = OrderedDict()
+        self._pending_bytes = 0
+        self._context = 0
+        self._rounds: dict[int, Round] = {}  # asked of raft
+        self._ripe: deque[tuple[int, Round]] = deque()  # index known, not applied that far yet
+        self._reading = 0
+        self._scans: deque[tuple[Caller, Scan]] = deque()
+        self._sweeping = True
+        self._physical: list[tuple[Caller, int]] = []
+        self._moves: list[tuple[Caller, int, int]] = []
+        self._published_at = -election_ticks
+        self._flush_from = keyspace.applied[0]
+        self._flush_tick = 0
+        self._durable_floor = keyspace.applied[0]  # what was on disk when the store was opened
+        self._local: dict[int, Callable[[Caller, bytes], None]] = {
+            Method.HELLO: self._hello,
+            Method.STATUS: self._tell_status,
+            Method.MEMBER_LIST: self._member_list,
+            Method.MOVE_LEADER: self._move_leader,
+        }
+
+    # ---- the turn
+
+    def turn(self) -> None:
+        """One pass. Commit, then answer, then ask: what was agreed comes before what is new."""
+        committed: list[Committed] = []
+        frames: list[ClientFrame] = []
+        for item in self.link.receive():
+            if isinstance(item, ClientFrame):
+                frames.append(item)
+            elif isinstance(item, Committed):
+                committed.append(item)
+            else:
+                self._handle(item)
+        if committed:
+            self._apply(committed)
+        for client in frames:
+            self._take(client)
+        self._propose()
+        self._ask_reads()
+        self._answer_ripe()
+        self._background()
+        for identity, records in self._out.items():
+            self.link.reply(identity, records)
+        self._out.clear()
+
+    @property
+    def idle(self) -> bool:
+        """Nothing to do before something arrives."""
+        return not (self._scans or self._sweeping)
+
+    def _handle(self, item: Tick | Message) -> None:
+        match item:
+            case Tick():
+                self._tick()
+            case Status():
+                self._status_changed(item)
+            case ReadReady(session, context, index):
+                if session == self._session and (ready := self._rounds.pop(context, None)) is not None:
+                    self._ripe.append((index, ready))
+            case ReadFailed(session, context):
+                if session == self._session and (failed := self._rounds.pop(context, None)) is not None:
+                    self._reads[:0] = failed.reads
+            case Rejected(session, number, reason):
+                if session == self._session:
+                    self._rejected(number, reason)
+            case Attached(session):
+                self._attached(session)
+            case Fenced(epoch):
+                if epoch > self.epoch:
+                    raise Superseded(f"apply process {self.epoch} was replaced by {epoch}")
+                if self._session:
+                    self._session = 0
+                    self._attach()
+            case WatchAttach() | WatchAck() | HistoryRequest():
+                self.feed.handle(item, self._status.term)
+            case _:
+                raise AssertionError(f"not for apply: {item!r}")
+
+    # ---- the conversation with raft
+
+    def _attach(self) -> None:
+        self.link.to_raft(Attach(self.epoch, self.keyspace.applied[0]))
+
+    def _attached(self, session: int) -> None:
+        """A fresh conversation: what was said in the one before may not have been heard."""
+        self._session = session
+        self._status = Status(session, 0, 0, 0)
+        self._reads[:0] = [read for asked in self._rounds.values() for read in asked.reads]
+        self._rounds.clear()
+
+    def _status_changed(self, status: Status) -> None:
+        if status.session != self._session:
+            return
+        before, self._status = self._status, status
+        if status.leader and (status.leader != before.leader or status.term != before.term):
+            for pending in self._pending.values():
+                self._send(pending)
+
+    def _rejected(self, number: int, reason: str) -> None:
+        pending = self._pending.get(number)
+        if pending is None:
+            return
+        refusal = {"no space": errors.NoSpace, "too many requests": errors.TooManyRequests}.get(reason)
+        if refusal is not None and pending.attempts == 1:  # certainly not in the log: this was its only attempt
+            self._forget(pending)
+            for caller in pending.callers:
+                self._fail(caller, refusal())
+        elif pending.attempts == 1:
+            pending.attempts = 0  # as if never sent: the next leader gets it
+            pending.sent = self._ticks
+
+    def _send(self, pending: Pending) -> None:
+        if not self._session or not self._status.leader:
+            return
+        pending.attempts += 1
+        pending.sent = self._ticks
+        self.link.to_raft(Propose(self._session, pending.number, pending.data))
+
+    # ---- committed entries
+
+    def _apply(self, committed: list[Committed]) -> None:
+        """Entries onto the store in one batch, then the answers of our own and the changes for watchers."""
+        me, epoch = self.node.member_id, self.epoch
+        turn = self.keyspace.begin()
+        own: list[tuple[int, list[Result]]] = []
+        for message in committed:
+            if message.session != self._session:
+                continue
+            for entry in message.entries:
+                outcome = turn.apply(entry.index, entry.term, entry.data)
+                if entry.data and not outcome.skipped:
+                    origin, incarnation, number, _ = unpack_proposal(entry.data)
+                    if origin == me and incarnation == epoch:
+                        own.append((number, outcome.results))
+        hit("applyBeforeCommit")
+        compacted = self.keyspace.compacted
+        changes = turn.commit()
+        hit("applyAfterCommit")
+        self._sweeping |= self.keyspace.compacted != compacted
+        for number, results in own:
+            self._settle(number, results)
+        self.feed.changed(changes)
+        if self._session:
+            self._report()
+
+    def _settle(self, number: int, results: list[Result]) -> None:
+        """Batch `number` was applied. Those before it that were not never will be under their number: see the module."""
+        while self._pending:
+            first = next(iter(self._pending))
+            if first >= number:
+                break
+            passed = self._pending[first]
+            self._forget(passed)
+            self._enqueue(passed.data[24:], passed.callers, passed.born)
+        pending = self._pending.get(number)
+        if pending is None:
+            return  # its callers were told "perhaps" when their time was up
+        self._forget(pending)
+        for caller, result in zip(pending.callers, results, strict=True):
+            if result.status == 0 and isinstance(caller, AfterSweep):
+                self._physical.append((caller, result.revision))
+            else:
+                self._reply(caller, result)
+
+    def _report(self) -> None:
+        index = self.keyspace.applied[0]
+        durable = max(self._durable_floor, self.keyspace.engine.flushed())
+        self.link.to_raft(Applied(self._session, index, durable))
+
+    # ---- requests
+
+    def _take(self, client: ClientFrame) -> None:
+        identity, frame = client
+        try:
+            records = wire.decode(frame)
+        except wire.MalformedBatch as error:
+            self._fail(Caller(identity, 0, 0), errors.Malformed(f"kvorum: {error}"))
+            return
+        callers: list[Caller] = []
+        kept: list[bytes] = []
+        for record in records:
+            caller = Caller(identity, record.id, record.method)
+            try:
+                if self._admit(caller, record.kind, record.payload):
+                        callers.append(caller)
+                    kept.append(record.payload)
+            except errors.KvorumError as error:
+                self._fail(caller, error)
+        if len(callers) == len(records) and callers:
+            self._frames.append((frame, callers))
+        elif callers:
+            whole = b"".join(
+                wire.encode(caller.method, Kind.CALL, 0, caller.id, payload)
+                for caller, payload in zip(callers, kept, strict=True)
+            )
+            self._frames.append((whole, callers))
+
+    def _admit(self, caller: Caller, kind: int, payload: bytes) -> bool:
+        """Start on a request. True if it is a write, to be proposed with the others of its frame."""
+        if kind != Kind.CALL:
+            raise errors.Unimplemented(f"kvorum: a record of kind {kind} is not a call")
+        method = caller.method
+        local = self._local.get(method)
+        if local is not None:
+            local(caller, payload)
+            return False
+        if method not in wire.METHODS or method == Method.WATCH:
+            raise errors.Unimplemented(f"unknown method {method}")
+        path = admit(method, payload, self.limits)
+        if path is Path.WRITE:
+            self._guard(method, payload)
+            return True
+        if path is Path.SERIALIZABLE:
+            self._read(caller, payload)
+        else:
+            if self._reading >= READS_MAX:
+                raise errors.TooManyRequests
+            self._reading += 1
+            self._reads.append(Read(caller, payload, self._ticks))
+        return False
+
+    def _guard(self, method: int, payload: bytes) -> None:
+        if self._pending_bytes > PENDING_BYTES_MAX:
+            raise errors.TooManyRequests
+        if self._status.commit - self.keyspace.applied[0] > BACKLOG_ENTRIES_MAX:
+            raise errors.TooManyRequests
+        if self.node.store_bytes + len(payload) > self._quota_bytes and method in (Method.PUT, Method.TXN):
+            raise errors.NoSpace
+
+    # ---- writes
+
+    def _propose(self) -> None:
+        """All writes of this wake-up, as few entries as their size allows."""
+        parts: list[bytes] = []
+        callers: list[Caller] = []
+        size = 0
+        for frame, its in self._frames:
+            if size and size + len(frame) > ENTRY_BYTES:
+                self._enqueue(b"".join(parts), callers, self._ticks)
+                parts, callers, size = [], [], 0
+            parts.append(frame)
+            callers += its
+            size += len(frame)
+        if parts:
+            self._enqueue(b"".join(parts), callers, self._ticks)
+        self._frames.clear()
+
+    def _enqueue(self, batch: bytes, callers: list[Caller], born: int) -> None:
+        self._number += 1
+        data = pack_proposal(self.node.member_id, self.epoch, self._number, batch)
+        pending = Pending(self._number, data, callers, born)
+        self._pending[pending.number] = pending
+        self._pending_bytes += len(data)
+        self._send(pending)
+
+    def _forget(self, pending: Pending) -> None:
+        del self._pending[pending.number]
+        self._pending_bytes -= len(pending.data)
+
+    # ---- reads
+
+    def _ask_reads(self) -> None:
+        """One read index for all linearizable reads of this wake-up; without a leader they wait for one."""
+        if self._reads and self._session and self._status.leader:
+            self._context += 1
+            self._rounds[self._context] = Round(self._reads, self._ticks)
+            self._reads = []
+            self.link.to_raft(ReadIndex(self._session, self._context))
+
+    def _answer_ripe(self) -> None:
+        applied = self.keyspace.applied[0]
+        waiting: deque[tuple[int, Round]] = deque()
+        for index, ready in self._ripe:
+            if index > applied:
+                waiting.append((index, ready))
+                continue
+            self._reading -= len(ready.reads)
+            for read in ready.reads:
+                self._read(read.caller, read.payload)
+        self._ripe = waiting
+
+    def _read(self, caller: Caller, payload: bytes) -> None:
+        """Answer from the store as it is, at once or, if it takes long, slice by slice."""
+        if caller.method == Method.MEMBER_LIST:
+            self._reply_members(caller)
+            return
+        try:
+            result = self.keyspace.read(caller.method, payload)
+        except errors.KvorumError as error:
+            self._fail(caller, error)
+            return
+        if isinstance(result, Scan):
+            self._scans.append((caller, result))
+        else:
+            self._reply(caller, result)
+
+    # ---- answers
+
+    def _reply(self, caller: Caller, result: Result) -> None:
+        if result.status:
+            payload = result.body
+        else:
+            payload = self.node.header(result.revision, self._status.term) + result.body
+        self._put(caller, result.status, payload)
+
+    def _fail(self, caller: Caller, error: errors.KvorumError) -> None:
+        self._put(caller, error.code, error.text.encode())
+
+    def _put(self, caller: Caller, status: int, payload: bytes) -> None:
+        record = wire.HEADER.pack(len(payload), caller.method, 1, status, caller.id) + payload
+        out = self._out.get(caller.identity)
+        if out is None:
+            self._out[caller.identity] = [record]
+        else:
+            out.append(record)
+
+    # ---- calls that are not about keys
+
+    def _hello(self, caller: Caller, payload: bytes) -> None:
+        request = _parse(pb.HelloRequest, payload)
+        if request.protocol != wire.PROTOCOL:
+            raise errors.VersionMismatch(
+                f"kvorum: protocol version not supported: {request.protocol}, this server speaks {wire.PROTOCOL}"
+            )
+        reply = pb.HelloResponse(
+            protocol=wire.PROTOCOL,
+            version=self.node.version,
+            name=self.node.name,
+            members=[published.endpoint for published in self.keyspace.members()] or [self.node.endpoint],
+            request_bytes_max=self.limits.max_request_bytes,
+        )
+        self._reply(caller, Result(0, self.keyspace.revision, reply.SerializeToString()))
+
+    def _tell_status(self, caller: Caller, payload: bytes) -> None:
+        status, size = self._status, max(self.node.store_bytes, 1)
+        reply = pb.StatusResponse(
+            version=self.node.etcd_version,
+            dbSize=size,
+            leader=status.leader,
+            raftIndex=max(status.commit, self.keyspace.applied[0]),
+            raftTerm=status.term,
+            raftAppliedIndex=self.keyspace.applied[0],
+            errors=[] if status.leader else ["etcdserver: no leader"],
+            dbSizeInUse=size,
+            storageVersion="3.6.0",
+            dbSizeQuota=self._quota_bytes,
+            downgradeInfo=pb.DowngradeInfo(),
+        )
+        self._reply(caller, Result(0, self.keyspace.revision, reply.SerializeToString()))
+
+    def _member_list(self, caller: Caller, payload: bytes) -> None:
+        if _parse(pb.MemberListRequest, payload).linearizable:
+            self._reading += 1
+            self._reads.append(Read(caller, payload, self._ticks))
+        else:
+            self._reply_members(caller)
+
+    def _reply_members(self, caller: Caller) -> None:
+        reply = pb.MemberListResponse(members=self.node.member_list(self.keyspace.members()))
+        self._reply(caller, Result(0, 0, reply.SerializeToString()))
+
+    def _move_leader(self, caller: Caller, payload: bytes) -> None:
+        target = _parse(pb.MoveLeaderRequest, payload).targetID
+        if self._status.leader != self.node.member_id:
+            raise errors.NotLeader
+        if target not in self.node.member_ids:
+            raise errors.BadLeaderTransferee
+        if target == self.node.member_id:
+            self._put(caller, 0, b"")
+            return
+        self._moves.append((caller, target, self._ticks))
+        self.link.to_raft(MoveLeader(self._session, target))
+
+    # ---- time
+
+    def _tick(self) -> None:
+        self._ticks += 1
+        if self._session:
+            self._report()
+        else:
+            self._attach()
+        self.node.store_bytes = self.keyspace.engine.size_bytes()
+        self._expire()
+        self._resend()
+        self._publish()
+        self._flush()
+        self.feed.tick(self._status.term)
+
+    def _expire(self) -> None:
+        """Tell those whose time is up what is known of their request."""
+        limit = self._ticks - self._timeout_ticks
+        while self._pending:
+            oldest = next(iter(self._pending.values()))
+            if oldest.born > limit:
+                break
+            self._forget(oldest)
+            error = errors.TimedOut if oldest.attempts else errors.NoLeader  # never sent is never done
+            for caller in oldest.callers:
+                self._fail(caller, error())
+        for context, asked in list(self._rounds.items()):
+            if asked.asked <= self._ticks - self._election_ticks:  # lost on the way: ask anew, under a new context
+                self._reads[:0] = self._rounds.pop(context).reads
+        self._reads = [read for read in self._reads if not self._outlived(read, limit)]
+        self._moves = [move for move in self._moves if not self._moved(*move)]
+
+    def _outlived(self, read: Read, limit: int) -> bool:
+        if read.born > limit:
+            return False
+        self._reading -= 1
+        self.board.slow_read_indexes.add()
+        self._fail(read.caller, errors.TimedOut() if self._status.leader else errors.NoLeader())
+        return True
+
+    def _moved(self, caller: Caller, target: int, born: int) -> bool:
+        if self._status.leader == target:
+            self._put(caller, 0, b"")
+        elif self._ticks - born > 2 * self._election_ticks:
+            text = "etcdserver: request timed out, leader transfer took too long"
+            self._fail(caller, errors.Ambiguous(text, errors.Code.UNKNOWN))
+        else:
+            return False
+        return True
+
+    def _resend(self) -> None:
+        """What has had no answer for long may have been lost between two nodes; a second copy does no harm."""
+        for pending in self._pending.values():
+            if self._ticks - pending.sent < self._election_ticks << min(pending.attempts, 6):
+                break
+            self._send(pending)
+
+    def _publish(self) -> None:
+        """Let the cluster know how clients reach this member, whenever what it knows is not so."""
+        if not self._status.leader or self._ticks - self._published_at < self._election_ticks:
+            return
+        if self.node.publication not in self.keyspace.members():
+            self._published_at = self._ticks
+            payload = self.node.publication.SerializeToString()
+            nobody = Caller(b"", 0, Method.MEMBER_PUBLISH)
+            self._enqueue(wire.encode(Method.MEMBER_PUBLISH, Kind.CALL, 0, 0, payload), [nobody], self._ticks)
+
+    def _flush(self) -> None:
+        index = self.keyspace.applied[0]
+        entries = index - self._flush_from
+        if entries >= FLUSH_ENTRIES or (entries and self._ticks - self._flush_tick >= FLUSH_TICKS):
+            self._flush_from, self._flush_tick = index, self._ticks
+            self.keyspace.engine.begin_flush(index)
+
+    # ---- what takes long
+
+    def _background(self) -> None:
+        for _ in range(min(SCANS_PER_TURN, len(self._scans))):
+            caller, scan = self._scans.popleft()
+            result = scan.step()
+            if result is None:
+                self._scans.append((caller, scan))
+            else:
+                self._reply(caller, result)
+        if self._sweeping:
+            hit("applyBeforeSweep")
+            self._sweeping = self.keyspace.sweep()
+            if not self._sweeping:
+                for caller, revision in self._physical:
+                    self._reply(caller, Result(0, revision, b""))
+                self._physical.clear()
+
+
+M = TypeVar("M", bound=Protobuf)
+
+
+def _parse(kind: type[M], payload: bytes) -> M:
+    try:
+        return kind.FromString(payload)
+    except DecodeError as error:
+        raise errors.Malformed from error
+
+
+TURN_FRAMES = 4096
+TURN_BYTES = 8 << 20
+"""About as much of clients' input as one turn takes."""
+
+
+class ZmqLink:
+    """The real conversations."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], node: NodeConfig, board: ApplyBoard) -> None:
+        self.board = board
+        self._clients = sockets.client_listener(context, node.listen_native)
+        self._raft = sockets.local_caller(context, f"{node.run_dir}/raft.sock")
+        self._watch = sockets.local_listener(context, f"{node.run_dir}/events.sock")
+        self._watcher = b""
+        self._tick_seconds = node.heartbeat_ms / 1000
+        self._next_tick = time.monotonic()
+        self._poller = zmq.Poller()
+        for socket in (self._clients, self._raft, self._watch):
+            self._poller.register(socket, zmq.POLLIN)
+
+    def wait(self, *, idle: bool) -> None:
+        """Until something arrives or the next tick is due."""
+        seconds = self._next_tick - time.monotonic() if idle else 0.0
+        self._poller.poll(int(seconds * 1000) + 1 if seconds > 0 else 0)
+
+    def receive(self) -> Iterator[Tick | ClientFrame | Message]:
+        for socket in (self._raft, self._watch):
+            while True:
+                try:
+                    *name, frame = socket.recv_multipart(zmq.NOBLOCK)
+                except zmq.Again:
+                    break
+                if name:
+                    self._watcher = name[0]
+                yield internal.decode(frame)
+        yield from self._from_clients()
+        now = time.monotonic()
+        if now >= self._next_tick:
+            self._next_tick = max(self._next_tick + self._tick_seconds, now)
+            yield Tick()
+
+    def _from_clients(self) -> Iterator[ClientFrame]:
+        receive, size = self._clients.recv_multipart, 0
+        for _ in range(TURN_FRAMES):
+            try:
+                frames = receive(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            if len(frames) == 2:
+                size += len(frames[1])
+                yield ClientFrame(*frames)
+            else:
+                self.board.malformed_frames.add()
+            if size > TURN_BYTES:
+                break
+        if size:
+            self.board.received_bytes.add(size)
+
+    def to_raft(self, message: Message) -> None:
+        self._raft.send(internal.encode(message))
+
+    def to_watch(self, message: Message) -> None:
+        self._watch.send_multipart([self._watcher, internal.encode(message)])
+
+    def reply(self, identity: bytes, records: Sequence[bytes]) -> None:
+        for frame in frames_of(records):
+            try:
+                self._clients.send_multipart([identity, frame], zmq.NOBLOCK)
+                self.board.sent_bytes.add(len(frame))
+            except zmq.ZMQError as error:
+                if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+                    raise
+                self.board.replies_dropped.add(len(records))  # it is gone, or it doesn't read: nobody else waits for it
+                return
+
+
+def frames_of(records: Sequence[bytes]) -> Iterator[bytes]:
+    """Join records into frames within the size of a batch. One record that is larger by itself goes alone."""
+    part: list[bytes] = []
+    size = 0
+    for record in records:
+        if part and size + len(record) > wire.BATCH_BYTES_MAX:
+            yield b"".join(part)
+            part, size = [], 0
+        part.append(record)
+        size += len(record)
+    if part:
+        yield b"".join(part)
+
+
+def main(argv: Sequence[str]) -> int:
+    """`python -m cluster.applyd NODE_JSON EPOCH`: what the supervisor runs. Returns the exit code."""
+    process = Process("apply")
+    config, epoch = NodeConfig.load(argv[0]), int(argv[1])
+    board = ApplyBoard()
+    board.open(f"{metrics.directory(config.run_dir)}/apply")
+    try:
+        engine = RocksEngine(FilePath(config.data_dir) / "store")
+    except OSError as error:
+        return process.fatal(exit_for(error), f"cannot open the store in {config.data_dir}: {error}")
+    keyspace = Keyspace(engine)
+    try:
+        link = ZmqLink(zmq.Context(), config, board)
+    except OSError as error:
+        return process.fatal(Exit.USAGE, str(error))
+    applyd = Applyd(
+        keyspace,
+        link,
+        Node(config),
+        board,
+        epoch=epoch,
+        limits=Limits(config.max_txn_ops, config.max_request_bytes),
+        quota_bytes=config.quota_backend_bytes,
+        election_ticks=config.election_ms // config.heartbeat_ms,
+        timeout_ticks=(5000 + 2 * config.election_ms) // config.heartbeat_ms,
+    )
+    process.settle()
+    try:
+        while not process.stopping:
+            link.wait(idle=applyd.idle)
+            applyd.turn()
+    except Superseded as error:
+        return process.fatal(1, str(error))
+    except OSError as error:
+        return process.fatal(exit_for(error), f"writing the store in {config.data_dir} failed: {error}")
+    engine.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

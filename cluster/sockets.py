@@ -1,0 +1,106 @@
+"""Every ZeroMQ socket of a node is made here, so that its limits can be read on one page.
+
+    who                 socket              limits, and why
+    peers, listening    ROUTER  tcp :2380   handover: a restarted peer takes its name back at once
+    peers, calling      DEALER  tcp         IMMEDIATE, few queued, LINGER 0: what a dead peer would have got is dropped, since
+                                            Raft repeats itself and a returning peer must not get a flood of stale messages
+    clients             ROUTER  tcp         MANDATORY: a full queue or a vanished client is an error for us, not a silent drop;
+                                            few queued each way, so that a client which never reads costs little
+    own processes       ROUTER/DEALER ipc   no limit here: the conversations themselves have windows (cluster/internal.py)
+
+What comes over TCP is bounded in size before it is read (MAXMSGSIZE), and a connection that doesn't finish its handshake or
+stops answering heartbeats is closed. Local sockets live in a directory that only the node's user may enter.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+
+import zmq
+
+from kvorum import wire
+
+PEER_BYTES_MAX = 2 * wire.BATCH_BYTES_MAX
+_ID = struct.Struct(">Q")
+
+
+def identity(member_id: int) -> bytes:
+    """A member's name on the peer sockets. It starts with a byte that ZeroMQ doesn't keep for itself."""
+    return b"m" + _ID.pack(member_id)
+
+
+def _tcp(socket: zmq.Socket[bytes], *, bytes_max: int, queue: int) -> None:
+    socket.setsockopt(zmq.MAXMSGSIZE, bytes_max)
+    socket.setsockopt(zmq.SNDHWM, queue)
+    socket.setsockopt(zmq.RCVHWM, queue)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, 5_000)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 15_000)
+    socket.setsockopt(zmq.IPV6, 1)
+
+
+def _bind(socket: zmq.Socket[bytes], urls: Iterable[str]) -> None:
+    for url in urls:
+        try:
+            socket.bind(url)
+        except zmq.ZMQError as error:
+            raise OSError(error.errno, f"cannot listen on {url}: {zmq.strerror(error.errno)}") from error
+
+
+def peer_listener(context: zmq.Context[zmq.Socket[bytes]], url: str) -> zmq.Socket[bytes]:
+    """Raises OSError if the address is taken."""
+    socket = context.socket(zmq.ROUTER)
+    _tcp(socket, bytes_max=PEER_BYTES_MAX, queue=1024)
+    socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+    _bind(socket, [url])
+    return socket
+
+
+def peer_caller(context: zmq.Context[zmq.Socket[bytes]], url: str, member_id: int) -> zmq.Socket[bytes]:
+    socket = context.socket(zmq.DEALER)
+    _tcp(socket, bytes_max=PEER_BYTES_MAX, queue=256)
+    socket.setsockopt(zmq.IDENTITY, identity(member_id))
+    socket.setsockopt(zmq.IMMEDIATE, 1)
+    socket.setsockopt(zmq.RECONNECT_IVL, 50)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+    socket.setsockopt(zmq.CONNECT_TIMEOUT, 1_000)
+    socket.connect(url)
+    return socket
+
+
+def client_listener(context: zmq.Context[zmq.Socket[bytes]], urls: Sequence[str]) -> zmq.Socket[bytes]:
+    """Raises OSError if an address is taken."""
+    socket = context.socket(zmq.ROUTER)
+    _tcp(socket, bytes_max=wire.BATCH_BYTES_MAX, queue=64)
+    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    _bind(socket, urls)
+    return socket
+
+
+def client_caller(context: zmq.Context[zmq.Socket[bytes]], url: str) -> zmq.Socket[bytes]:
+    """A plain caller of a node's own client port, for the health check."""
+    socket = context.socket(zmq.DEALER)
+    _tcp(socket, bytes_max=wire.BATCH_BYTES_MAX, queue=64)
+    socket.setsockopt(zmq.IMMEDIATE, 1)
+    socket.connect(url)
+    return socket
+
+
+def local_listener(context: zmq.Context[zmq.Socket[bytes]], path: str) -> zmq.Socket[bytes]:
+    socket = context.socket(zmq.ROUTER)
+    for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
+        socket.setsockopt(option, 0)
+    _bind(socket, [f"ipc://{path}"])
+    return socket
+
+
+def local_caller(context: zmq.Context[zmq.Socket[bytes]], path: str) -> zmq.Socket[bytes]:
+    socket = context.socket(zmq.DEALER)
+    for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
+        socket.setsockopt(option, 0)
+    socket.setsockopt(zmq.RECONNECT_IVL, 10)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 100)
+    socket.connect(f"ipc://{path}")
+    return socket
