@@ -1,4 +1,4 @@
-"""What every process of a node does first, and how it ends.
+"""A process that must not outlive the one that started it.
 
     supervisor ──spawn──▶ raft | apply | watch        kvorum local ──spawn──▶ supervisor
          └────────── dies, however ──▶ the kernel signals the child at once
@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from types import FrameType
 
 from cluster import log
 
@@ -44,44 +43,3 @@ def die_with_parent(with_signal: int = signal.SIGKILL) -> None:
     if os.getppid() != int(expected):
         log.error(f"the process {expected} that started this one is gone already")
         sys.exit(1)
-
-
-class Process:
-    """Whether this process has been asked to end."""
-
-    stopping = False
-
-    def stop(self, _signal: int, _frame: FrameType | None) -> None:
-        self.stopping = True
-
-
-def start(name: str) -> Process:
-    """Begin as the process `name` of a node: die with the supervisor, stop on SIGTERM, leave Ctrl-C to the supervisor.
-
-    SIGTERM sets `stopping`, which a loop sees when its poll next returns: at the latest with the next tick.
-    """
-    die_with_parent()
-    log.setup(f"{os.environ.get('KVORUM_NAME', 'default')}/{name}", os.environ.get("KVORUM_LOG_LEVEL", "info"))
-    process = Process()
-    signal.signal(signal.SIGTERM, process.stop)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return process
-
-
-def settle() -> None:
-    """All that lives as long as the process is built: keep the garbage collector from walking through it ever again.
-
-    A collection of the oldest generation would otherwise stop the loop for as long as it takes to visit everything
-    (RELIABILITY trap T14). Garbage in cycles is still found; there is little of it, so it is looked for less often.
-    """
-    import gc
-
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
-
-
-def fatal(code: int, message: str) -> int:
-    """Say why this process ends, and return `code` (cluster.exits) for `main` to return."""
-    log.error(message)
-    return code

@@ -12,50 +12,33 @@ EX_TEMPFAIL), so that people and tools read them right.
 
 from __future__ import annotations
 
-import errno
 import signal
+from enum import IntEnum
 
-USAGE = 64
-"""A setting is wrong, or contradicts another one or the data directory."""
 
-DAMAGED = 65
-"""What is on disk is damaged, or belongs to another cluster or member. A person must look."""
+class Exit(IntEnum):
+    """Why a process of a node ended."""
 
-DISK_FAILED = 74
-"""A write or fsync failed. After that nothing is known about the page cache, so nothing is tried again."""
+    USAGE = 64
+    """A setting is wrong, or contradicts another one or the data directory."""
+    DAMAGED = 65
+    """What is on disk is damaged, or belongs to another cluster or member. A person must look."""
+    DISK_FAILED = 74
+    """A write or fsync failed. After that nothing is known about the page cache, so nothing is tried again."""
+    NO_SPACE = 75
+    """The disk is full. Nothing is wrong with what is on it; space may come back."""
 
-NO_SPACE = 75
-"""The disk is full. Nothing is wrong with what is on it; space may come back."""
 
-OTHER = 1
-"""None of these."""
-
-FINAL = frozenset({USAGE, DAMAGED, DISK_FAILED})
+FINAL = frozenset({Exit.USAGE, Exit.DAMAGED, Exit.DISK_FAILED})
 """Codes after which the node stops."""
 
 _MEANING = {
     0: " (as if asked to)",
-    USAGE: " (wrong settings)",
-    DAMAGED: " (damaged or foreign data)",
-    DISK_FAILED: " (the disk failed)",
-    NO_SPACE: " (no space on the disk)",
+    Exit.USAGE: " (wrong settings)",
+    Exit.DAMAGED: " (damaged or foreign data)",
+    Exit.DISK_FAILED: " (the disk failed)",
+    Exit.NO_SPACE: " (no space on the disk)",
 }
-
-_BY_ERRNO = {
-    errno.ENOSPC: NO_SPACE,
-    errno.EDQUOT: NO_SPACE,
-    errno.EIO: DISK_FAILED,
-    errno.EROFS: DISK_FAILED,
-    errno.EACCES: USAGE,
-    errno.EPERM: USAGE,
-    errno.ENOTDIR: USAGE,
-    errno.ENAMETOOLONG: USAGE,
-}
-
-
-def for_oserror(error: OSError) -> int:
-    """The code for an error of the file system met while opening something. Unknown ones are worth another try."""
-    return _BY_ERRNO.get(error.errno or 0, OTHER)
 
 
 def describe(returncode: int) -> str:

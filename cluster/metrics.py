@@ -289,9 +289,9 @@ class WatchBoard(Board):
         )
 
 
-def path(run_dir: str, process: str) -> str:
-    """Where the board of `process` is. The supervisor makes the directory."""
-    return os.path.join(run_dir, "metrics", process)
+def directory(run_dir: str) -> str:
+    """Where the boards of a node are, each in a file named after its process. The supervisor makes it."""
+    return os.path.join(run_dir, "metrics")
 
 
 def boards(peers: Sequence[int] = ()) -> dict[str, Board]:
