@@ -4,37 +4,39 @@
     raft    ──▶ ┤  a wake-up's reads, one read index    ├─▶ clients   answers, one frame a client
     watch   ──▶ ┘  committed entries, one store batch   └─▶ watch     changes, one message
 
-A *batch* is what one wake-up proposes: an entry of the log, numbered, with this process's incarnation in front. Until its
-outcome is known it stays in `_pending` with the callers that wait for it.
+A *batch* is what one wake-up proposes: an entry of the log, numbered, with this process's incarnation in front. Until
+its outcome is known it stays in `_pending` with the callers that wait for it.
 
 Why an answer is true. A write is answered only from the result of applying its own entry, which is committed, and only
 after the store batch with it is visible here: who was answered and asks again, here, sees it. A linearizable read is
 answered from a state that has applied at least the index which the leader confirmed after the read had arrived.
 
-Why proposing again is safe. A batch whose fate is unknown (the leader changed, a process or a message got lost) is proposed
-again under its own number. The store applies a number of an origin's incarnation at most once and only in rising order
-(storage.keyspace), so a second copy does nothing. And when a batch of ours with a higher number has been applied, a lower
-one that was not can never be: it gets a new number. So a client is told "perhaps" only when its time is up.
+Why proposing again is safe. A batch whose fate is unknown (the leader changed, a process or a message got lost) is
+proposed again under its own number. The store applies a number of an origin's incarnation at most once and only in
+rising order (storage.keyspace), so a second copy does nothing. And when a batch of ours with a higher number has been
+applied, a lower one that was not can never be: it gets a new number. So a client is told "perhaps" only when its time
+is up.
 
-Why a crash loses nothing. Nothing here is owed to anybody but the store's content, and that is rebuilt from the log: after
-a restart raft sends every entry after the store's applied index, and the store asserts that none is missing. Callers of
-the dead process see their connection break.
+Why a crash loses nothing. Nothing here is owed to anybody but the store's content, and that is rebuilt from the log:
+after a restart raft sends every entry after the store's applied index, and the store asserts that none is missing.
+Callers of the dead process see their connection break.
 """
 
 from __future__ import annotations
 
 import sys
-import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path as FilePath
 from typing import NamedTuple, Protocol, TypeVar
 
 import zmq
 from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as Protobuf
+from storage.keyspace import Keyspace, Result, Scan
+from storage.rocks import RocksEngine
 
-from cluster import internal, metrics, sockets
+from cluster import metrics
 from cluster.config import NodeConfig
 from cluster.exits import Exit
 from cluster.feed import Feed
@@ -57,6 +59,7 @@ from cluster.internal import (
     WatchAck,
     WatchAttach,
 )
+from cluster.links import ApplyLink, ClientFrame
 from cluster.metrics import ApplyBoard
 from cluster.node import Node
 from cluster.process import Process, exit_for
@@ -65,9 +68,7 @@ from kvorum import etcd_pb2 as pb
 from kvorum.wire import Kind, Method
 from storage.codec import pack_proposal, unpack_proposal
 from storage.failpoint import hit
-from storage.keyspace import Keyspace, Result, Scan
-from storage.requests import Limits, Path, admit
-from storage.rocks import RocksEngine
+from storage.requests import Limits, Path, admit, cost
 
 ENTRY_BYTES = 1 << 20
 """A batch is cut into entries of about this size."""
@@ -78,13 +79,6 @@ READS_MAX = 100_000
 SCANS_PER_TURN = 4
 FLUSH_ENTRIES = 20_000
 FLUSH_TICKS = 300
-
-
-class ClientFrame(NamedTuple):
-    """What one client sent in one message."""
-
-    identity: bytes
-    frame: bytes
 
 
 class Caller(NamedTuple):
@@ -360,7 +354,7 @@ class Applyd:
             caller = Caller(identity, record.id, record.method)
             try:
                 if self._admit(caller, record.kind, record.payload):
-                        callers.append(caller)
+                    callers.append(caller)
                     kept.append(record.payload)
             except errors.KvorumError as error:
                 self._fail(caller, error)
@@ -402,7 +396,7 @@ class Applyd:
             raise errors.TooManyRequests
         if self._status.commit - self.keyspace.applied[0] > BACKLOG_ENTRIES_MAX:
             raise errors.TooManyRequests
-        if self.node.store_bytes + len(payload) > self._quota_bytes and method in (Method.PUT, Method.TXN):
+        if self._quota_bytes and self.node.store_bytes + cost(method, payload) > self._quota_bytes:
             raise errors.NoSpace
 
     # ---- writes
@@ -500,30 +494,11 @@ class Applyd:
             raise errors.VersionMismatch(
                 f"kvorum: protocol version not supported: {request.protocol}, this server speaks {wire.PROTOCOL}"
             )
-        reply = pb.HelloResponse(
-            protocol=wire.PROTOCOL,
-            version=self.node.version,
-            name=self.node.name,
-            members=[published.endpoint for published in self.keyspace.members()] or [self.node.endpoint],
-            request_bytes_max=self.limits.max_request_bytes,
-        )
+        reply = self.node.hello(self.keyspace.members(), self.limits.max_request_bytes)
         self._reply(caller, Result(0, self.keyspace.revision, reply.SerializeToString()))
 
     def _tell_status(self, caller: Caller, payload: bytes) -> None:
-        status, size = self._status, max(self.node.store_bytes, 1)
-        reply = pb.StatusResponse(
-            version=self.node.etcd_version,
-            dbSize=size,
-            leader=status.leader,
-            raftIndex=max(status.commit, self.keyspace.applied[0]),
-            raftTerm=status.term,
-            raftAppliedIndex=self.keyspace.applied[0],
-            errors=[] if status.leader else ["etcdserver: no leader"],
-            dbSizeInUse=size,
-            storageVersion="3.6.0",
-            dbSizeQuota=self._quota_bytes,
-            downgradeInfo=pb.DowngradeInfo(),
-        )
+        reply = self.node.status(self._status, self.keyspace.applied[0], self._quota_bytes)
         self._reply(caller, Result(0, self.keyspace.revision, reply.SerializeToString()))
 
     def _member_list(self, caller: Caller, payload: bytes) -> None:
@@ -652,96 +627,6 @@ def _parse(kind: type[M], payload: bytes) -> M:
         raise errors.Malformed from error
 
 
-TURN_FRAMES = 4096
-TURN_BYTES = 8 << 20
-"""About as much of clients' input as one turn takes."""
-
-
-class ZmqLink:
-    """The real conversations."""
-
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], node: NodeConfig, board: ApplyBoard) -> None:
-        self.board = board
-        self._clients = sockets.client_listener(context, node.listen_native)
-        self._raft = sockets.local_caller(context, f"{node.run_dir}/raft.sock")
-        self._watch = sockets.local_listener(context, f"{node.run_dir}/events.sock")
-        self._watcher = b""
-        self._tick_seconds = node.heartbeat_ms / 1000
-        self._next_tick = time.monotonic()
-        self._poller = zmq.Poller()
-        for socket in (self._clients, self._raft, self._watch):
-            self._poller.register(socket, zmq.POLLIN)
-
-    def wait(self, *, idle: bool) -> None:
-        """Until something arrives or the next tick is due."""
-        seconds = self._next_tick - time.monotonic() if idle else 0.0
-        self._poller.poll(int(seconds * 1000) + 1 if seconds > 0 else 0)
-
-    def receive(self) -> Iterator[Tick | ClientFrame | Message]:
-        for socket in (self._raft, self._watch):
-            while True:
-                try:
-                    *name, frame = socket.recv_multipart(zmq.NOBLOCK)
-                except zmq.Again:
-                    break
-                if name:
-                    self._watcher = name[0]
-                yield internal.decode(frame)
-        yield from self._from_clients()
-        now = time.monotonic()
-        if now >= self._next_tick:
-            self._next_tick = max(self._next_tick + self._tick_seconds, now)
-            yield Tick()
-
-    def _from_clients(self) -> Iterator[ClientFrame]:
-        receive, size = self._clients.recv_multipart, 0
-        for _ in range(TURN_FRAMES):
-            try:
-                frames = receive(zmq.NOBLOCK)
-            except zmq.Again:
-                break
-            if len(frames) == 2:
-                size += len(frames[1])
-                yield ClientFrame(*frames)
-            else:
-                self.board.malformed_frames.add()
-            if size > TURN_BYTES:
-                break
-        if size:
-            self.board.received_bytes.add(size)
-
-    def to_raft(self, message: Message) -> None:
-        self._raft.send(internal.encode(message))
-
-    def to_watch(self, message: Message) -> None:
-        self._watch.send_multipart([self._watcher, internal.encode(message)])
-
-    def reply(self, identity: bytes, records: Sequence[bytes]) -> None:
-        for frame in frames_of(records):
-            try:
-                self._clients.send_multipart([identity, frame], zmq.NOBLOCK)
-                self.board.sent_bytes.add(len(frame))
-            except zmq.ZMQError as error:
-                if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
-                    raise
-                self.board.replies_dropped.add(len(records))  # it is gone, or it doesn't read: nobody else waits for it
-                return
-
-
-def frames_of(records: Sequence[bytes]) -> Iterator[bytes]:
-    """Join records into frames within the size of a batch. One record that is larger by itself goes alone."""
-    part: list[bytes] = []
-    size = 0
-    for record in records:
-        if part and size + len(record) > wire.BATCH_BYTES_MAX:
-            yield b"".join(part)
-            part, size = [], 0
-        part.append(record)
-        size += len(record)
-    if part:
-        yield b"".join(part)
-
-
 def main(argv: Sequence[str]) -> int:
     """`python -m cluster.applyd NODE_JSON EPOCH`: what the supervisor runs. Returns the exit code."""
     process = Process("apply")
@@ -749,12 +634,12 @@ def main(argv: Sequence[str]) -> int:
     board = ApplyBoard()
     board.open(f"{metrics.directory(config.run_dir)}/apply")
     try:
-        engine = RocksEngine(FilePath(config.data_dir) / "store")
+        engine = RocksEngine(FilePath(config.store_dir))
     except OSError as error:
         return process.fatal(exit_for(error), f"cannot open the store in {config.data_dir}: {error}")
     keyspace = Keyspace(engine)
     try:
-        link = ZmqLink(zmq.Context(), config, board)
+        link = ApplyLink(zmq.Context(), config, board)
     except OSError as error:
         return process.fatal(Exit.USAGE, str(error))
     applyd = Applyd(

@@ -1,15 +1,17 @@
 """The apply process's side of its conversation with the watch process: every change once, in order; history on demand.
 
-A session begins at a revision: the watch process gets all changes after it, numbered by `sequence`, and asks for what was
-before as history. It acknowledges what it has taken in. When too much is unacknowledged (it is stuck, or dead) the session
-ends rather than a queue grow; whoever attaches next begins anew from the revision of that moment. So nothing depends on a
-message arriving: what was lost with a session is history in the next one.
+A session begins at a revision: the watch process gets all changes after it, numbered by `sequence`, and asks for what
+was before as history. It acknowledges what it has taken in. When too much is unacknowledged (it is stuck, or dead)
+the session ends rather than a queue grow; whoever attaches next begins anew from the revision of that moment. So
+nothing depends on a message arriving: what was lost with a session is history in the next one.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+
+from storage.keyspace import Change, Keyspace
 
 from cluster.internal import (
     Changes,
@@ -23,7 +25,6 @@ from cluster.internal import (
     WatchLost,
 )
 from kvorum import errors
-from storage.keyspace import Change, Keyspace
 
 WINDOW_BYTES = 32 << 20
 

@@ -6,9 +6,9 @@
     apply ──▶ watch   WatchAttached, WatchLost, Changes, Progress, History
 
 Either side of a conversation may be restarted at any moment, and ZeroMQ reconnects without telling anyone. So each
-conversation has a *session*, opened by an Attach and numbered by the side that serves it: what carries another session is
-from before somebody's restart and is dropped, and who hears from a stranger answers Fenced or WatchLost, upon which the
-stranger attaches anew. A frame is one byte naming the message, then its fields, little-endian. Pure.
+conversation has a *session*, opened by an Attach and numbered by the side that serves it: what carries another
+session is from before somebody's restart and is dropped, and who hears from a stranger answers Fenced or WatchLost,
+upon which the stranger attaches anew. A frame is one byte naming the message, then its fields, little-endian. Pure.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from storage.entry import Entry
 from storage.keyspace import Change
+
+from storage.entry import Entry
 
 
 class MalformedFrame(ValueError):
@@ -27,6 +28,13 @@ class MalformedFrame(ValueError):
 
 class Tick(NamedTuple):
     """The heartbeat interval has passed. Never sent; a process gives it to itself."""
+
+
+class Floor(NamedTuple):
+    """Member `sender` will never need an entry up to `index` again: its store has them on disk. Between raft processes."""
+
+    sender: int
+    index: int
 
 
 # ---- apply to raft

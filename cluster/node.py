@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from cluster import version
 from cluster.config import NodeConfig
+from cluster.internal import Status
+from kvorum import errors, wire
 from kvorum import etcd_pb2 as pb
 from storage.codec import varint
 
@@ -16,13 +18,13 @@ class Node:
     def __init__(self, config: NodeConfig) -> None:
         self.name = config.name
         self.member_id = config.member_id
-        self.member_ids = frozenset(id for id, _, _ in config.members)
+        self.member_ids = frozenset(member.id for member in config.members)
         self.version, self.etcd_version = version.KVORUM, version.ETCD
         self.store_bytes = 0
         self._members = config.members
         self._fixed = b"\x08" + varint(config.cluster_id) + b"\x10" + varint(config.member_id)
         self._term, self._tail = -1, b""
-        peer_urls = [url.replace("tcp://", "http://") for id, _, url in config.members if id == config.member_id]
+        peer_urls = [member.peer_url for member in config.members if member.id == config.member_id]
         self.endpoint = pb.Endpoint(
             member_id=config.member_id, name=config.name, native=config.advertise_native, watch=config.advertise_watch
         )
@@ -47,6 +49,33 @@ class Node:
         """All members by id; one that has not yet published itself has neither name nor clientURLs (etcd: unstarted)."""
         known = {each.member.ID: each.member for each in published}
         return [
-            known.get(id) or pb.Member(ID=id, peerURLs=[url.replace("tcp://", "http://")])
-            for id, _, url in sorted(self._members)
+            known.get(member.id) or pb.Member(ID=member.id, peerURLs=[member.peer_url])
+            for member in sorted(self._members)
         ]
+
+    def hello(self, published: Sequence[pb.MemberPublish], request_bytes_max: int) -> pb.HelloResponse:
+        """What a client needs to know of the cluster to use all of it."""
+        return pb.HelloResponse(
+            protocol=wire.PROTOCOL,
+            version=self.version,
+            name=self.name,
+            members=[each.endpoint for each in published] or [self.endpoint],
+            request_bytes_max=request_bytes_max,
+        )
+
+    def status(self, status: Status, applied: int, quota_bytes: int) -> pb.StatusResponse:
+        """etcd's Maintenance.Status. dbSize is never 0: etcdctl divides by it."""
+        size = max(self.store_bytes, 1)
+        return pb.StatusResponse(
+            version=self.etcd_version,
+            dbSize=size,
+            leader=status.leader,
+            raftIndex=max(status.commit, applied),
+            raftTerm=status.term,
+            raftAppliedIndex=applied,
+            errors=[] if status.leader else [errors.NoLeader.text],
+            dbSizeInUse=size,
+            storageVersion=version.ETCD,
+            dbSizeQuota=quota_bytes,
+            downgradeInfo=pb.DowngradeInfo(),
+        )

@@ -9,32 +9,32 @@
   1. Take in what arrived, the journal's completions last, so that what they allow leaves in this very turn.
   2. Send what may go now. The leader's appends may: they promise nothing about our own disk.
   3. Hand to the journal what must be kept. The messages that depend on it wait in `_syncing` beside its position, and
-     leave only when the journal says that this position is durable. A crash anywhere before that leaves nobody believing
-     something that we could forget.
+     leave only when the journal says that this position is durable. A crash anywhere before that leaves nobody
+     believing something that we could forget.
   4. Feed apply with entries that are both committed and durable here: a store that has flushed an entry must never be
      ahead of the log it came from.
-Nothing is retried after an error of the journal: the process ends (Exit.DISK_FAILED), because after a failed fsync nothing
-is known about the page cache. A full disk is refused before anything was accepted (Exit.NO_SPACE) and may be tried again.
+Nothing is retried after an error of the journal: the process ends (Exit.DISK_FAILED), because after a failed fsync
+nothing is known about the page cache. A full disk is refused before anything was accepted (Exit.NO_SPACE) and may be
+tried again.
 
-Who still needs an old entry: members tell each other every few ticks up to where their own store is durable (Floor). What
-is under everybody's floor will never be asked for again, and only that is released. A member that is down for long thus
-holds the log back on the others, until snapshots can bring it up to date.
+Who still needs an old entry: members tell each other every few ticks up to where their own store is durable (Floor).
+What is under everybody's floor will never be asked for again, and only that is released. A member that is down for
+long thus holds the log back on the others, until snapshots can bring it up to date.
 """
 
 from __future__ import annotations
 
 import random
-import struct
 import sys
-import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import zmq
+from storage.journal import Damaged, Journal, JournalFailed, NoSpace
 
-from cluster import internal, metrics, sockets
+from cluster import metrics
 from cluster.config import NodeConfig
 from cluster.exits import Exit
 from cluster.internal import (
@@ -43,6 +43,7 @@ from cluster.internal import (
     Attached,
     Committed,
     Fenced,
+    Floor,
     Message,
     MoveLeader,
     Propose,
@@ -53,6 +54,7 @@ from cluster.internal import (
     Status,
     Tick,
 )
+from cluster.links import RaftLink
 from cluster.metrics import RaftBoard
 from cluster.process import Process, exit_for
 from cluster.raft import message as peer
@@ -60,7 +62,6 @@ from cluster.raft.core import Append, Config, ProposalDropped, Raft, Role
 from cluster.raft.log import Log
 from storage.entry import Entry, HardState
 from storage.failpoint import hit
-from storage.journal import Damaged, Journal, JournalFailed, NoSpace
 
 WINDOW_BYTES = 16 << 20
 """Most bytes of entries on their way to apply. Past it apply is fed again only when it has caught up."""
@@ -68,13 +69,6 @@ SLICE_BYTES = 1 << 20
 FLOOR_TICKS = 10
 ROOM_BYTES_MIN = 12 << 20
 """A leader takes no proposal when the journal has less room than this, which is more than the largest entry."""
-
-
-class Floor(NamedTuple):
-    """Member `sender` will never need an entry up to `index` again: its store has them on disk."""
-
-    sender: int
-    index: int
 
 
 Input = Tick | Floor | peer.Message | Message
@@ -93,7 +87,8 @@ class Link(Protocol):
     """The raft process's ends of its conversations."""
 
     def receive(self) -> Iterable[Input]:
-        """All that has arrived. At most one Tick a call, and that one last: a process that slept does not count the time
+        """All that has arrived. At most one Tick a call, and that one last: a process that slept does not count the
+        time
         it slept as time in which nobody spoke."""
         ...
 
@@ -221,7 +216,7 @@ class Raftd:
         log = self.core.log
         if not log.first_index - 1 <= applied <= log.last_index:
             raise LogLost(
-                f"the store has applied up to entry {applied}, but the log holds {log.first_index} to {log.last_index}: "
+                f"the store has applied up to entry {applied}, the log holds {log.first_index} to {log.last_index}: "
                 "one of the two was replaced or lost. Remove this member's data directory and let it join anew"
             )
         self._session += 1
@@ -303,126 +298,11 @@ class Raftd:
         return not self.core.has_ready
 
 
-_PEER_HEAD = struct.Struct("<BBQQQ")
-_PEER_VERSION, _RAFT, _FLOOR = 1, 0, 1
-_FLOOR_BODY = struct.Struct("<Q")
-
-
-class ZmqLink:
-    """The real conversations.
-
-    A peer frame is `u8 version | u8 what | u64 cluster | u64 from | u64 to | body`; one that names another cluster or
-    member, or whose body isn't exactly one message, is counted and dropped before the core sees it.
-    """
-
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], node: NodeConfig, board: RaftBoard) -> None:
-        self.node, self.board = node, board
-        self._listener = sockets.peer_listener(context, node.listen_peer)
-        self._apply = sockets.local_listener(context, f"{node.run_dir}/raft.sock")
-        self._peers = {
-            id: sockets.peer_caller(context, url, node.member_id) for id, _, url in node.members if id != node.member_id
-        }
-        self._heads = {
-            (id, what): _PEER_HEAD.pack(_PEER_VERSION, what, node.cluster_id, node.member_id, id)
-            for id in self._peers
-            for what in (_RAFT, _FLOOR)
-        }
-        self._tick_seconds = node.heartbeat_ms / 1000
-        self._next_tick = time.monotonic() + self._tick_seconds
-        self._attached = self._stranger = b""
-        self._poller = zmq.Poller()
-        self._poller.register(self._listener, zmq.POLLIN)
-        self._poller.register(self._apply, zmq.POLLIN)
-
-    def watch(self, fd: int) -> None:
-        self._poller.register(fd, zmq.POLLIN)
-
-    def wait(self, *, idle: bool) -> None:
-        """Until something arrives or the next tick is due."""
-        seconds = self._next_tick - time.monotonic() if idle else 0.0
-        self._poller.poll(max(0, int(seconds * 1000) + 1) if seconds > 0 else 0)
-
-    def receive(self) -> Iterator[Input]:
-        yield from self._from_peers()
-        yield from self._from_apply()
-        now = time.monotonic()
-        if now >= self._next_tick:
-            self._next_tick = max(self._next_tick + self._tick_seconds, now)
-            yield Tick()
-
-    def _from_peers(self) -> Iterator[Input]:
-        receive = self._listener.recv_multipart
-        while True:
-            try:
-                frames = receive(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            item = self._peer_item(frames)
-            if item is None:
-                self.board.malformed_frames.add()
-            else:
-                self.board.peer_received_bytes[item.sender].add(len(frames[1]))
-                yield item
-
-    def _peer_item(self, frames: list[bytes]) -> peer.Message | Floor | None:
-        if len(frames) != 2 or len(frames[1]) < _PEER_HEAD.size:
-            return None
-        name, frame = frames
-        version, what, cluster, sender, to = _PEER_HEAD.unpack_from(frame)
-        if (version, cluster, to) != (_PEER_VERSION, self.node.cluster_id, self.node.member_id):
-            return None
-        if sender not in self._peers or name != sockets.identity(sender):
-            return None
-        body = frame[_PEER_HEAD.size :]
-        if what == _FLOOR and len(body) == _FLOOR_BODY.size:
-            return Floor(sender, *_FLOOR_BODY.unpack(body))
-        if what != _RAFT:
-            return None
-        try:
-            message = peer.decode(body)
-        except peer.MalformedMessage:
-            return None
-        return message if (message.sender, message.to) == (sender, to) else None
-
-    def _from_apply(self) -> Iterator[Input]:
-        receive = self._apply.recv_multipart
-        while True:
-            try:
-                self._stranger, frame = receive(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            yield internal.decode(frame)
-
-    def send(self, messages: Sequence[peer.Message]) -> None:
-        for message in messages:
-            self._send(message.to, _RAFT, peer.encode(message))
-
-    def send_floor(self, index: int) -> None:
-        for id in self._peers:
-            self._send(id, _FLOOR, _FLOOR_BODY.pack(index))
-
-    def _send(self, to: int, what: int, body: bytes) -> None:
-        frame = self._heads[to, what] + body
-        try:
-            self._peers[to].send(frame, zmq.NOBLOCK)
-            self.board.peer_sent_bytes[to].add(len(frame))
-        except zmq.Again:  # not connected, or its queue is full: Raft says it again
-            self.board.peer_send_failures[to].add()
-
-    def to_apply(self, message: Message) -> None:
-        self._apply.send_multipart([self._attached, internal.encode(message)])
-
-    def to_stranger(self, message: Message) -> None:
-        if isinstance(message, Attached):
-            self._attached = self._stranger
-        self._apply.send_multipart([self._stranger, internal.encode(message)])
-
-
 def main(argv: Sequence[str]) -> int:
     """`python -m cluster.raftd NODE_JSON EPOCH`: what the supervisor runs. Returns the exit code."""
     process = Process("raft")
     node, epoch = NodeConfig.load(argv[0]), int(argv[1])
-    voters = tuple(id for id, _, _ in node.members)
+    voters = tuple(member.id for member in node.members)
     board = metrics.RaftBoard([id for id in voters if id != node.member_id])
     board.open(f"{metrics.directory(node.run_dir)}/raft")
     try:
@@ -436,10 +316,9 @@ def main(argv: Sequence[str]) -> int:
     config = Config(id=node.member_id, voters=voters, election_ticks=election_ticks)
     core = Raft(config, log, found.hard_state, random.Random(f"{node.member_id}/{epoch}"))
     try:
-        link = ZmqLink(zmq.Context(), node, board)
+        link = RaftLink(zmq.Context(), node, board, journal.fileno())
     except OSError as error:
         return process.fatal(Exit.USAGE, str(error))
-    link.watch(journal.fileno())
     raftd = Raftd(core, journal, link, board, election_ticks=election_ticks, session=epoch << 32)
     process.settle()
     try:

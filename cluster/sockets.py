@@ -1,15 +1,16 @@
 """Every ZeroMQ socket of a node is made here, so that its limits can be read on one page.
 
-    who                 socket              limits, and why
-    peers, listening    ROUTER  tcp :2380   handover: a restarted peer takes its name back at once
-    peers, calling      DEALER  tcp         IMMEDIATE, few queued, LINGER 0: what a dead peer would have got is dropped, since
-                                            Raft repeats itself and a returning peer must not get a flood of stale messages
-    clients             ROUTER  tcp         MANDATORY: a full queue or a vanished client is an error for us, not a silent drop;
-                                            few queued each way, so that a client which never reads costs little
-    own processes       ROUTER/DEALER ipc   no limit here: the conversations themselves have windows (cluster/internal.py)
+    who                socket             limits, and why
+    peers, listening   ROUTER tcp :2380   handover: a restarted peer takes its name back at once
+    peers, calling     DEALER tcp         IMMEDIATE, few queued, LINGER 0: what a dead peer would have got is dropped,
+                                          since Raft repeats itself and a returning peer must not get a stale flood
+    clients            ROUTER tcp         MANDATORY: a full queue or a vanished client is an error for us, not a silent
+                                          drop; few queued each way: a client which never reads costs little
+    own processes      ROUTER/DEALER ipc  no limit here: the conversations have windows (cluster/internal.py)
 
-What comes over TCP is bounded in size before it is read (MAXMSGSIZE), and a connection that doesn't finish its handshake or
-stops answering heartbeats is closed. Local sockets live in a directory that only the node's user may enter.
+What comes over TCP is bounded in size before it is read (MAXMSGSIZE), and a connection that doesn't finish its
+handshake or stops answering heartbeats is closed. Local sockets live in a directory that only the node's user may
+enter.
 """
 
 from __future__ import annotations

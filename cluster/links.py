@@ -1,0 +1,269 @@
+"""The conversations of a node's processes, over real ZeroMQ. The simulator has its own.
+
+A link takes in all that has arrived and says it in the messages of cluster/internal.py; it knows frames, sockets and
+the clock, and decides nothing. What comes from outside and isn't well-formed is counted and dropped here (peers), or
+passed on as it is to be answered with an error (clients).
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import zmq
+
+from cluster import internal, sockets
+from cluster.config import NodeConfig
+from cluster.internal import Attached, Floor, Message, Tick
+from cluster.metrics import ApplyBoard, RaftBoard
+from cluster.raft import message as peer
+from kvorum import wire
+
+Context = zmq.Context[zmq.Socket[bytes]]
+TURN_FRAMES = 4096
+TURN_BYTES = 8 << 20
+"""About as much of clients' input as one turn takes."""
+
+
+class ClientFrame(NamedTuple):
+    """What one client sent in one message."""
+
+    identity: bytes
+    frame: bytes
+
+
+class Ticker:
+    """Ticks from the monotonic clock, at most one at a time: time slept through is not made up for."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._next = time.monotonic() + seconds
+
+    def due(self) -> bool:
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = max(self._next + self._seconds, now)
+        return True
+
+    def wait_ms(self) -> int:
+        return max(0, int((self._next - time.monotonic()) * 1000) + 1)
+
+
+def _drain(socket: zmq.Socket[bytes]) -> Iterator[list[bytes]]:
+    receive = socket.recv_multipart
+    while True:
+        try:
+            yield receive(zmq.NOBLOCK)
+        except zmq.Again:
+            return
+
+
+def _clients(socket: zmq.Socket[bytes]) -> Iterator[ClientFrame]:
+    """What clients have sent, as much as one turn takes. A message that isn't one frame is from no client of ours."""
+    size = 0
+    for count, frames in enumerate(_drain(socket)):
+        if len(frames) == 2:
+            size += len(frames[1])
+            yield ClientFrame(frames[0], frames[1])
+        else:
+            yield ClientFrame(frames[0], b"?")  # not a batch: is answered as such
+        if size > TURN_BYTES or count >= TURN_FRAMES:
+            return
+
+
+def _send(socket: zmq.Socket[bytes], identity: bytes, frame: bytes) -> bool | None:
+    """True: taken. False: not now, the client's queue is full. None: the client is gone."""
+    try:
+        socket.send_multipart([identity, frame], zmq.NOBLOCK)
+    except zmq.Again:
+        return False
+    except zmq.ZMQError as error:
+        if error.errno != zmq.EHOSTUNREACH:
+            raise
+        return None
+    return True
+
+
+def frames_of(records: Sequence[bytes]) -> Iterator[tuple[bytes, int]]:
+    """Join records into frames within the size of a batch, and how many are in each. One that is larger goes alone."""
+    part: list[bytes] = []
+    size = 0
+    for record in records:
+        if part and size + len(record) > wire.BATCH_BYTES_MAX:
+            yield b"".join(part), len(part)
+            part, size = [], 0
+        part.append(record)
+        size += len(record)
+    if part:
+        yield b"".join(part), len(part)
+
+
+_PEER_HEAD = struct.Struct("<BBQQQ")
+_PEER_VERSION, _RAFT, _FLOOR = 1, 0, 1
+_FLOOR_BODY = struct.Struct("<Q")
+
+
+class RaftLink:
+    """Peers, and this node's apply process.
+
+    A peer frame is `u8 version | u8 what | u64 cluster | u64 from | u64 to | body`. One that names another cluster or
+    member, or whose body isn't exactly one message, never reaches the core.
+    """
+
+    def __init__(self, context: Context, node: NodeConfig, board: RaftBoard, wal_fd: int) -> None:
+        self._node, self._board = node, board
+        self._listener = sockets.peer_listener(context, node.listen_peer)
+        self._apply = sockets.local_listener(context, node.ipc("raft"))
+        self._peers = {member.id: sockets.peer_caller(context, member.address, node.member_id) for member in node.peers}
+        self._heads = {
+            (id, what): _PEER_HEAD.pack(_PEER_VERSION, what, node.cluster_id, node.member_id, id)
+            for id in self._peers
+            for what in (_RAFT, _FLOOR)
+        }
+        self._ticker = Ticker(node.heartbeat_ms / 1000)
+        self._attached = self._stranger = b""
+        self._poller = zmq.Poller()
+        for source in (self._listener, self._apply, wal_fd):
+            self._poller.register(source, zmq.POLLIN)
+
+    def wait(self, *, idle: bool) -> None:
+        """Until something arrives, the disk has something to say, or the next tick is due."""
+        self._poller.poll(self._ticker.wait_ms() if idle else 0)
+
+    def receive(self) -> Iterator[Tick | Floor | peer.Message | Message]:
+        for frames in _drain(self._listener):
+            item = self._peer_item(frames)
+            if item is None:
+                self._board.malformed_frames.add()
+            else:
+                self._board.peer_received_bytes[item.sender].add(len(frames[1]))
+                yield item
+        for identity, frame in _drain(self._apply):
+            self._stranger = identity
+            yield internal.decode(frame)
+        if self._ticker.due():
+            yield Tick()
+
+    def _peer_item(self, frames: list[bytes]) -> peer.Message | Floor | None:
+        if len(frames) != 2 or len(frames[1]) < _PEER_HEAD.size:
+            return None
+        name, frame = frames
+        version, what, cluster, sender, to = _PEER_HEAD.unpack_from(frame)
+        if (version, cluster, to) != (_PEER_VERSION, self._node.cluster_id, self._node.member_id):
+            return None
+        if sender not in self._peers or name != sockets.identity(sender):
+            return None
+        body = frame[_PEER_HEAD.size :]
+        if what == _FLOOR and len(body) == _FLOOR_BODY.size:
+            return Floor(sender, *_FLOOR_BODY.unpack(body))
+        if what != _RAFT:
+            return None
+        try:
+            message = peer.decode(body)
+        except peer.MalformedMessage:
+            return None
+        return message if (message.sender, message.to) == (sender, to) else None
+
+    def send(self, messages: Sequence[peer.Message]) -> None:
+        for message in messages:
+            self._send(message.to, _RAFT, peer.encode(message))
+
+    def send_floor(self, index: int) -> None:
+        for id in self._peers:
+            self._send(id, _FLOOR, _FLOOR_BODY.pack(index))
+
+    def _send(self, to: int, what: int, body: bytes) -> None:
+        frame = self._heads[to, what] + body
+        try:
+            self._peers[to].send(frame, zmq.NOBLOCK)
+            self._board.peer_sent_bytes[to].add(len(frame))
+        except zmq.Again:  # not connected, or its queue is full: Raft says it again
+            self._board.peer_send_failures[to].add()
+
+    def to_apply(self, message: Message) -> None:
+        self._apply.send_multipart([self._attached, internal.encode(message)])
+
+    def to_stranger(self, message: Message) -> None:
+        if isinstance(message, Attached):
+            self._attached = self._stranger
+        self._apply.send_multipart([self._stranger, internal.encode(message)])
+
+
+class ApplyLink:
+    """Clients, this node's raft process, and its watch process."""
+
+    def __init__(self, context: Context, node: NodeConfig, board: ApplyBoard) -> None:
+        self._board = board
+        self._clients = sockets.client_listener(context, [node.listen_native])
+        self._raft = sockets.local_caller(context, node.ipc("raft"))
+        self._watch = sockets.local_listener(context, node.ipc("watch"))
+        self._watcher = b""
+        self._ticker = Ticker(node.heartbeat_ms / 1000)
+        self._poller = zmq.Poller()
+        for socket in (self._clients, self._raft, self._watch):
+            self._poller.register(socket, zmq.POLLIN)
+
+    def wait(self, *, idle: bool) -> None:
+        """Until something arrives or the next tick is due."""
+        self._poller.poll(self._ticker.wait_ms() if idle else 0)
+
+    def receive(self) -> Iterator[Tick | ClientFrame | Message]:
+        for (frame,) in _drain(self._raft):
+            yield internal.decode(frame)
+        for identity, frame in _drain(self._watch):
+            self._watcher = identity
+            yield internal.decode(frame)
+        size = 0
+        for client in _clients(self._clients):
+            size += len(client.frame)
+            yield client
+        if size:
+            self._board.received_bytes.add(size)
+        if self._ticker.due():
+            yield Tick()
+
+    def to_raft(self, message: Message) -> None:
+        self._raft.send(internal.encode(message))
+
+    def to_watch(self, message: Message) -> None:
+        self._watch.send_multipart([self._watcher, internal.encode(message)])
+
+    def reply(self, identity: bytes, records: Sequence[bytes]) -> None:
+        for frame, count in frames_of(records):
+            if _send(self._clients, identity, frame):
+                self._board.sent_bytes.add(len(frame))
+            else:
+                self._board.replies_dropped.add(count)  # it is gone, or it doesn't read: nobody else waits for it
+
+
+class WatchLink:
+    """Clients' watch streams, and this node's apply process."""
+
+    def __init__(self, context: Context, node: NodeConfig) -> None:
+        self._clients = sockets.client_listener(context, [node.listen_watch])
+        self._apply = sockets.local_caller(context, node.ipc("watch"))
+        self._ticker = Ticker(node.heartbeat_ms / 1000)
+        self._poller = zmq.Poller()
+        for socket in (self._clients, self._apply):
+            self._poller.register(socket, zmq.POLLIN)
+
+    def wait(self) -> None:
+        """Until something arrives or the next tick is due."""
+        self._poller.poll(self._ticker.wait_ms())
+
+    def receive(self) -> Iterator[Tick | ClientFrame | Message]:
+        for (frame,) in _drain(self._apply):
+            yield internal.decode(frame)
+        yield from _clients(self._clients)
+        if self._ticker.due():
+            yield Tick()
+
+    def to_apply(self, message: Message) -> None:
+        self._apply.send(internal.encode(message))
+
+    def send(self, identity: bytes, frame: bytes) -> bool | None:
+        """False: not now, its queue is full. None: it is gone."""
+        return _send(self._clients, identity, frame)

@@ -1,0 +1,539 @@
+"""The watch process: who wants to hear of which keys, and the changes on their way there.
+
+    apply ──▶ changes, progress, history        clients ──▶ streams of WatchRequest, as on etcd's Watch call
+    every watcher is either
+      synced   it has been sent everything up to `_head`, and takes each Changes as it comes
+      behind   it has been sent everything below its `next`; a slice of history brings it forward
+
+Why a watcher misses nothing and hears nothing twice. `next` is the first revision it has not been sent. It moves only
+when a message that covers all revisions up to some r has been handed to ZeroMQ for its connection, and then to r + 1.
+Whatever goes wrong before that (the connection's queue is full, a session with apply ends, this watcher was far back)
+leaves `next` where it was and the watcher behind, and history from `next` on is what it is sent next. A watcher
+becomes synced only when history has covered `_head`, in the same turn, with no Changes between. ZeroMQ keeps the
+order of one connection and loses its tail only when the connection breaks, which the client sees, and resumes after
+the last revision it has.
+
+All changes of a revision travel together: apply sends whole revisions, and a WatchResponse is cut between revisions
+only, unless the watcher asked for fragments.
+
+A watcher that doesn't read costs the few messages which its connection's queue may hold. It is behind then, and tried
+again every tick. This room serves each watcher by itself; publishing once per group of watchers of one range is to
+come.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+import zmq
+from google.protobuf.message import DecodeError
+from storage.keyspace import Change
+
+from cluster import metrics
+from cluster.config import NodeConfig
+from cluster.exits import Exit
+from cluster.internal import (
+    Changes,
+    History,
+    HistoryRequest,
+    Message,
+    Progress,
+    Tick,
+    WatchAck,
+    WatchAttach,
+    WatchAttached,
+    WatchLost,
+)
+from cluster.links import ClientFrame, WatchLink, frames_of
+from cluster.metrics import WatchBoard
+from cluster.node import Node
+from cluster.process import Process
+from kvorum import errors, wire
+from kvorum import etcd_pb2 as pb
+from kvorum.wire import Kind, Method
+from storage.codec import varint
+from storage.failpoint import hit
+
+HISTORY_BYTES = 1 << 20
+STREAMS_MAX = 100_000
+PROBE_TICKS = 100
+"""How often an idle client is sent an empty batch, by which we learn that it is gone."""
+PROGRESS_TICKS = 6000
+
+
+class Link(Protocol):
+    """The watch process's ends of its conversations."""
+
+    def receive(self) -> Iterable[Tick | ClientFrame | Message]: ...
+    def to_apply(self, message: Message) -> None: ...
+
+    def send(self, identity: bytes, frame: bytes) -> bool | None:
+        """False: not now, its queue is full. None: it is gone."""
+        ...
+
+
+class StreamKey(NamedTuple):
+    identity: bytes
+    id: int
+
+
+class Watcher:
+    """One watch of one stream. [key, end) with end None for a single key, b"" for everything from key on."""
+
+    __slots__ = (
+        "end",
+        "fragment",
+        "id",
+        "idle_ticks",
+        "key",
+        "next",
+        "prev_kv",
+        "progress",
+        "stream",
+        "synced",
+        "unwanted",
+    )
+
+    def __init__(self, stream: Stream, id: int, request: pb.WatchCreateRequest, next: int) -> None:
+        self.stream, self.id, self.next = stream, id, next
+        self.key = request.key or b"\0"
+        end = request.range_end
+        self.end: bytes | None = None if not end else b"" if end == b"\0" else end
+        if not request.key:
+            self.end = self.end if self.end is not None else b""
+        self.unwanted = frozenset(request.filters)  # EventType has the numbers of FilterType
+        self.prev_kv, self.fragment, self.progress = request.prev_kv, request.fragment, request.progress_notify
+        self.synced = False
+        self.idle_ticks = 0
+
+    def wants(self, kind: int, key: bytes) -> bool:
+        if kind in self.unwanted:
+            return False
+        if self.end is None:
+            return key == self.key
+        return key >= self.key and (not self.end or key < self.end)
+
+
+class Stream:
+    """One client's stream: its watchers by id, and answers that its queue had no room for yet."""
+
+    __slots__ = ("key", "next_id", "unsent", "watchers")
+
+    def __init__(self, key: StreamKey) -> None:
+        self.key = key
+        self.watchers: dict[int, Watcher] = {}
+        self.next_id = 0
+        self.unsent: list[bytes] = []
+
+
+class Seen(NamedTuple):
+    """A change, taken apart as far as matching needs."""
+
+    revision: int
+    kind: int
+    key: bytes
+    event: bytes
+    prev: bytes
+
+
+def see(changes: Sequence[Change]) -> list[Seen]:
+    parse = pb.Event.FromString
+    seen = []
+    for revision, event, prev in changes:
+        parsed = parse(event)
+        seen.append(Seen(revision, parsed.type, parsed.kv.key, event, prev))
+    return seen
+
+
+UNSENT_MAX = 1000
+
+
+class Watchd:
+    """All streams of this node, and how far this process itself has heard."""
+
+    def __init__(
+        self, link: Link, node: Node, board: WatchBoard, *, epoch: int, response_bytes_max: int, progress_ticks: int
+    ) -> None:
+        self.link, self.node, self.board, self.epoch = link, node, board, epoch
+        self._response_bytes_max, self._progress_ticks = response_bytes_max, progress_ticks
+        self._session = 0
+        self._sequence = 0
+        self._head = 0  # every change up to here has been seen in this session
+        self._compacted = 0
+        self._term = 0
+        self._streams: dict[StreamKey, Stream] = {}
+        self._of: dict[bytes, dict[int, Stream]] = {}
+        self._behind: dict[Watcher, None] = {}
+        self._stalled: set[Watcher] = set()  # behind because its queue is full: waits for a tick
+        self._request = 0
+        self._requested = False
+        self._ticks = 0
+
+    def turn(self) -> None:
+        for item in self.link.receive():
+            match item:
+                case ClientFrame(identity, frame):
+                    self._take(identity, frame)
+                case Changes(session, sequence, revision, changes):
+                    if session == self._session:
+                        self._changes(sequence, revision, changes)
+                case History():
+                    if item.session == self._session and item.id == self._request:
+                        self._history(item)
+                case Progress():
+                    if item.session == self._session:
+                        self._progress(item)
+                case WatchAttached(session, revision, compacted, term):
+                    self._attached(session, revision, compacted, term)
+                case WatchLost(session):
+                    if session in (self._session, 0):
+                        self._lost()
+                case Tick():
+                    self._tick()
+                case _:
+                    raise AssertionError(f"not for watch: {item!r}")
+        self._ask_history()
+
+    # ---- the conversation with apply
+
+    def _attached(self, session: int, revision: int, compacted: int, term: int) -> None:
+        """Changes after `revision` will come. What watchers lack up to there is history."""
+        self._session, self._sequence = session, 0
+        self._head, self._compacted, self._term = revision, compacted, term
+        self._requested = False
+        for stream in self._streams.values():
+            for watcher in stream.watchers.values():
+                self._place(watcher)
+
+    def _lost(self) -> None:
+        self._session = 0
+        self._requested = False
+        self.link.to_apply(WatchAttach(self.epoch))
+
+    def _place(self, watcher: Watcher) -> None:
+        watcher.synced = watcher.next > self._head
+        if watcher.synced:
+            self._behind.pop(watcher, None)
+        else:
+            self._behind[watcher] = None
+
+    def _changes(self, sequence: int, revision: int, changes: Sequence[Change]) -> None:
+        if sequence != self._sequence + 1:  # one was lost between us: what is missing is history
+            self._lost()
+            return
+        self._sequence, self._head = sequence, revision
+        self.link.to_apply(WatchAck(self._session, sequence))
+        seen = see(changes) if self._streams else []
+        hit("watchBeforeSend")
+        for stream in list(self._streams.values()):
+            for watcher in list(stream.watchers.values()):
+                if watcher.synced:
+                    self._bring(watcher, seen, revision)
+
+    def _progress(self, item: Progress) -> None:
+        self._compacted, self._term = item.compacted, item.term
+        if item.sequence != self._sequence:
+            self._lost()
+
+    def _ask_history(self) -> None:
+        if self._requested or not self._session:
+            return
+        waiting = [watcher.next for watcher in self._behind if watcher not in self._stalled]
+        if waiting:
+            self._request += 1
+            self._requested = True
+            self.link.to_apply(HistoryRequest(self._session, self._request, min(waiting), HISTORY_BYTES))
+
+    def _history(self, item: History) -> None:
+        self._requested = False
+        if item.covered < item.first:  # compacted away
+            self._compacted = item.compacted
+            for watcher in [w for w in self._behind if w.next < item.compacted]:
+                self._cancel_compacted(watcher)
+            return
+        seen = see(item.changes)
+        for watcher in [w for w in self._behind if item.first <= w.next <= item.covered and w not in self._stalled]:
+            self._bring(watcher, seen, item.covered)
+
+    # ---- delivery
+
+    def _bring(self, watcher: Watcher, seen: Sequence[Seen], covered: int) -> None:
+        """Send `watcher` what it wants of `seen`, which holds all changes from its `next` to `covered`."""
+        wanted = [s for s in seen if s.revision >= watcher.next and watcher.wants(s.kind, s.key)]
+        for part, last in self._parts(watcher, wanted, covered):
+            if part and not self._send(watcher.stream, part):
+                self._stalled.add(watcher)
+                break
+            watcher.next = max(watcher.next, last + 1)
+        if watcher.stream.watchers.get(watcher.id) is watcher:
+            self._place(watcher)
+
+    def _parts(self, watcher: Watcher, wanted: list[Seen], covered: int) -> Iterable[tuple[list[bytes], int]]:
+        """Cut into messages of bounded size between revisions. Yields (messages that belong together, last revision)."""
+        if not wanted:
+            yield [], covered
+            return
+        watcher.idle_ticks = 0
+        self.board.events.add(len(wanted))
+        limit = self._response_bytes_max
+        events: list[bytes] = []
+        size = i = last = 0
+        while i < len(wanted):
+            revision, of_revision = wanted[i].revision, []
+            while i < len(wanted) and wanted[i].revision == revision:
+                of_revision.append(_event_field(wanted[i], watcher.prev_kv))
+                i += 1
+            weight = sum(map(len, of_revision))
+            if events and size + weight > limit:
+                yield [self._response(watcher, events)], last
+                events, size = [], 0
+            if weight > limit and watcher.fragment:
+                yield self._fragments(watcher, of_revision), revision
+            else:
+                events += of_revision
+                size += weight
+            last = revision
+        yield ([self._response(watcher, events)] if events else []), covered
+
+    def _fragments(self, watcher: Watcher, events: list[bytes]) -> list[bytes]:
+        """One revision in several messages, all but the last marked; they are sent together or not at all."""
+        parts: list[list[bytes]] = [[]]
+        size = 0
+        for event in events:
+            if parts[-1] and size + len(event) > self._response_bytes_max:
+                parts.append([])
+                size = 0
+            parts[-1].append(event)
+            size += len(event)
+        return [self._response(watcher, part, b"\x38\x01") for part in parts[:-1]] + [
+            self._response(watcher, parts[-1])
+        ]
+
+    def _response(self, watcher: Watcher, events: list[bytes], extra: bytes = b"") -> bytes:
+        id = b"\x10" + varint(watcher.id) if watcher.id else b""
+        return b"".join([self.node.header(self._head, self._term), id, extra, *events])
+
+    def _send(self, stream: Stream, payloads: list[bytes]) -> bool:
+        """Send `payloads`, in order and after what still waits. False: not now, and nothing of them was sent.
+
+        Once the first has gone the others count as sent: they wait in `unsent` if the queue fills up between.
+        """
+        if stream.unsent and not self._flush(stream):
+            return False
+        records = [wire.encode(Method.WATCH, Kind.STREAM_MESSAGE, 0, stream.key.id, payload) for payload in payloads]
+        sent = self.link.send(stream.key.identity, records[0])
+        if sent is None:
+            self._forget_client(stream.key.identity)
+        elif sent and len(records) > 1:
+            stream.unsent += records[1:]
+            self._flush(stream)
+        return bool(sent)
+
+    def _flush(self, stream: Stream) -> bool:
+        """Send what waits. True if nothing does any more."""
+        for frame, count in list(frames_of(stream.unsent)):
+            sent = self.link.send(stream.key.identity, frame)
+            if sent is None:
+                self._forget_client(stream.key.identity)
+            if not sent:
+                return False
+            del stream.unsent[:count]
+        return True
+
+    def _answer(self, stream: Stream, response: pb.WatchResponse) -> None:
+        """Answers to requests keep their order, also with the events that follow them."""
+        payload = response.SerializeToString()
+        stream.unsent.append(wire.encode(Method.WATCH, Kind.STREAM_MESSAGE, 0, stream.key.id, payload))
+        if not self._flush(stream) and len(stream.unsent) > UNSENT_MAX:
+            self._forget_client(stream.key.identity)  # it asks and asks and never reads
+
+    def _header(self, revision: int | None = None) -> pb.ResponseHeader:
+        raw = self.node.header(self._head if revision is None else revision, self._term)
+        return pb.WatchResponse.FromString(raw).header
+
+    # ---- requests
+
+    def _take(self, identity: bytes, frame: bytes) -> None:
+        try:
+            records = wire.decode(frame)
+        except wire.MalformedBatch as error:
+            self.board.malformed_frames.add()
+            self._refuse(identity, 0, 0, errors.Malformed(f"kvorum: {error}"))
+            return
+        for record in records:
+            try:
+                self._record(identity, record)
+            except errors.KvorumError as error:
+                self._refuse(identity, record.method, record.id, error)
+
+    def _refuse(self, identity: bytes, method: int, id: int, error: errors.KvorumError) -> None:
+        """End the stream, saying why."""
+        stream = self._streams.get(StreamKey(identity, id))
+        if stream is not None:
+            self._forget(stream)
+        self.link.send(identity, wire.encode(method, Kind.STREAM_CLOSE, error.code, id, error.text.encode()))
+
+    def _record(self, identity: bytes, record: wire.Record) -> None:
+        if record.method != Method.WATCH:
+            raise errors.Unimplemented(f"unknown method {record.method}")
+        key = StreamKey(identity, record.id)
+        stream = self._streams.get(key)
+        match record.kind:
+            case Kind.STREAM_OPEN:
+                if stream is not None:
+                    raise errors.Refused(f"kvorum: stream {record.id} is open", errors.Code.ALREADY_EXISTS)
+                if len(self._streams) >= STREAMS_MAX:
+                    raise errors.TooManyRequests
+                self._streams[key] = self._of.setdefault(identity, {})[record.id] = Stream(key)
+            case Kind.STREAM_MESSAGE:
+                if stream is None:
+                    raise errors.Refused(f"kvorum: stream {record.id} is not open", errors.Code.NOT_FOUND)
+                self._request_of(stream, record.payload)
+            case Kind.STREAM_CLOSE:
+                if stream is not None:
+                    self._forget(stream)
+            case _:
+                raise errors.Unimplemented(f"kvorum: a record of kind {record.kind} is not of a stream")
+
+    def _request_of(self, stream: Stream, payload: bytes) -> None:
+        if not self._session:
+            raise errors.Unavailable("etcdserver: server stopped")  # apply is not there: ask again, here or elsewhere
+        try:
+            request = pb.WatchRequest.FromString(payload)
+        except DecodeError as error:
+            raise errors.Malformed from error
+        match request.WhichOneof("request_union"):
+            case "create_request":
+                self._create(stream, request.create_request)
+            case "cancel_request":
+                self._cancel(stream, request.cancel_request.watch_id)
+            case "progress_request":
+                if all(w.synced and w.next <= self._head + 1 for w in stream.watchers.values()):
+                    self._answer(stream, pb.WatchResponse(header=self._header(), watch_id=-1))
+
+    def _create(self, stream: Stream, request: pb.WatchCreateRequest) -> None:
+        refusal = None
+        if request.start_revision < 0:
+            refusal = errors.Compacted.text
+        elif request.range_end and request.range_end != b"\0" and request.range_end <= (request.key or b"\0"):
+            refusal = "mvcc: watcher range is empty"
+        elif request.watch_id and request.watch_id in stream.watchers:
+            refusal = "mvcc: duplicate watch ID provided on the WatchStream"
+        if refusal is not None:
+            refused = pb.WatchResponse(header=self._header(), watch_id=-1, created=True, canceled=True)
+            refused.cancel_reason = refusal
+            self._answer(stream, refused)
+            return
+        id = request.watch_id
+        if not id:
+            while stream.next_id in stream.watchers:
+                stream.next_id += 1
+            id = stream.next_id
+            stream.next_id += 1
+        watcher = Watcher(stream, id, request, request.start_revision or self._head + 1)
+        stream.watchers[id] = watcher
+        self._answer(stream, pb.WatchResponse(header=self._header(), watch_id=id, created=True))
+        if stream.key not in self._streams:
+            return  # gone while we answered
+        if watcher.next < self._compacted:
+            self._cancel_compacted(watcher)
+        else:
+            self._place(watcher)
+
+    def _cancel(self, stream: Stream, id: int) -> None:
+        watcher = stream.watchers.get(id)
+        if watcher is not None:  # an unknown id is not answered, as in etcd
+            self._remove(watcher)
+            self._answer(stream, pb.WatchResponse(header=self._header(), watch_id=id, canceled=True))
+
+    def _cancel_compacted(self, watcher: Watcher) -> None:
+        self._remove(watcher)
+        gone = pb.WatchResponse(header=self._header(0), watch_id=watcher.id, canceled=True)
+        gone.compact_revision = self._compacted
+        self._answer(watcher.stream, gone)
+
+    def _remove(self, watcher: Watcher) -> None:
+        watcher.stream.watchers.pop(watcher.id, None)
+        self._behind.pop(watcher, None)
+        self._stalled.discard(watcher)
+
+    def _forget(self, stream: Stream) -> None:
+        for watcher in list(stream.watchers.values()):
+            self._remove(watcher)
+        self._streams.pop(stream.key, None)
+        streams = self._of.get(stream.key.identity)
+        if streams is not None:
+            streams.pop(stream.key.id, None)
+            if not streams:
+                del self._of[stream.key.identity]
+
+    def _forget_client(self, identity: bytes) -> None:
+        for stream in list(self._of.get(identity, {}).values()):
+            self._forget(stream)
+
+    # ---- time
+
+    def _tick(self) -> None:
+        self._ticks += 1
+        if self._session:
+            self.link.to_apply(WatchAck(self._session, self._sequence))
+        else:
+            self.link.to_apply(WatchAttach(self.epoch))
+        self._stalled.clear()
+        for identity in list(self._of):
+            if self._ticks % PROBE_TICKS == hash(identity) % PROBE_TICKS and self.link.send(identity, b"") is None:
+                self._forget_client(identity)
+        for stream in list(self._streams.values()):
+            if stream.unsent:
+                self._flush(stream)
+            for watcher in list(stream.watchers.values()):
+                if watcher.progress:
+                    self._notify_progress(watcher)
+        self.board.streams.set(len(self._streams))
+        self.board.watchers.set(sum(len(stream.watchers) for stream in self._streams.values()))
+        self.board.slow_watchers.set(len(self._behind))
+
+    def _notify_progress(self, watcher: Watcher) -> None:
+        watcher.idle_ticks += 1
+        if watcher.idle_ticks >= self._progress_ticks and watcher.synced and watcher.next <= self._head + 1:
+            watcher.idle_ticks = 0
+            self._send(watcher.stream, [self._response(watcher, [])])
+
+
+def _event_field(seen: Seen, prev_kv: bool) -> bytes:
+    """Field 11 of a WatchResponse; with the key's state before, if asked for and there was one."""
+    event = seen.event
+    if prev_kv and seen.prev:
+        event += b"\x1a" + varint(len(seen.prev)) + seen.prev
+    return b"\x5a" + varint(len(event)) + event
+
+
+def main(argv: Sequence[str]) -> int:
+    """`python -m cluster.watchd NODE_JSON EPOCH`: what the supervisor runs. Returns the exit code."""
+    process = Process("watch")
+    config, epoch = NodeConfig.load(argv[0]), int(argv[1])
+    board = WatchBoard()
+    board.open(f"{metrics.directory(config.run_dir)}/watch")
+    try:
+        link = WatchLink(zmq.Context(), config)
+    except OSError as error:
+        return process.fatal(Exit.USAGE, str(error))
+    watchd = Watchd(
+        link,
+        Node(config),
+        board,
+        epoch=epoch,
+        response_bytes_max=config.max_request_bytes + (512 << 10),
+        progress_ticks=PROGRESS_TICKS * 100 // config.heartbeat_ms,
+    )
+    process.settle()
+    while not process.stopping:
+        link.wait()
+        watchd.turn()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
