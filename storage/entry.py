@@ -22,7 +22,7 @@ class Entry(NamedTuple):
     """
 
     term: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs
     kind: int
     data: bytes
 
