@@ -35,6 +35,7 @@ PICTURE = "results.svg"
 
 def main() -> int:
     arguments = parse()
+    signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
     plan = replace(
         QUICK if arguments.quick else Plan(),

@@ -201,6 +201,7 @@ class Load:
         end = begin + self.spec["window_seconds"]
         latencies, per_endpoint = tally.latencies, tally.per_endpoint
         begun = ended = False
+        give_up_at = begin
         refill = [(slot, slot % count) for slot in range(clients)]
         under_way = 0
         while True:
@@ -258,8 +259,8 @@ class Load:
                         # A slot keeps its node, so every node has its share of the calls in flight; a lone one
                         # goes around them instead, so that it meets every node.
                         refill.append((slot, (endpoint + 1) % count if clients == 1 else endpoint))
-            if not ready:
-                now = clock()
+            if now >= give_up_at:
+                give_up_at = now + 0.5
                 for slot, call in enumerate(slots):
                     if call is not None and now - call.started > timeout:
                         slots[slot] = None
