@@ -38,49 +38,18 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from dataclasses import dataclass, field
 from enum import IntEnum
 
-from cluster.raft.log import ENTRY_OVERHEAD_BYTES, Log, entry_bytes
+from cluster.raft.config import Config
+from cluster.raft.leadership import Leadership
+from cluster.raft.log import Log
 from cluster.raft.message import DropReason, Message, MessageType
-from cluster.raft.progress import Inflight, Progress, ProgressState
 from cluster.raft.quorum import Outcome, Voters
 from cluster.raft.reads import Reads
+from cluster.raft.ready import Append, Ready
 from storage.entry import Entry, EntryKind, HardState
 
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """What does not change while a member runs.
-
-    Args:
-      id: this member, not 0. It may be missing in `voters`; then it follows and never campaigns.
-      voters: the members that vote.
-      election_ticks: without a leader for this long up to twice as long, by chance, a member campaigns; a leader that
-        has not heard a quorum for this long steps down.
-      heartbeat_ticks: how often a leader is heard at least.
-      append_bytes_max: an append carries at most this, or one entry that is larger.
-      inflight_max, inflight_bytes_max: unanswered appends to one member.
-      uncommitted_bytes_max: data that a leader has taken and not yet committed; beyond it proposals are refused. One is
-        always taken, however large, if there is none.
-    """
-
-    id: int
-    voters: tuple[int, ...]
-    election_ticks: int = 10
-    heartbeat_ticks: int = 1
-    append_bytes_max: int = 1 << 20
-    inflight_max: int = 256
-    inflight_bytes_max: int = 16 << 20
-    uncommitted_bytes_max: int = 64 << 20
-
-    def __post_init__(self) -> None:
-        if self.id <= 0 or any(voter <= 0 for voter in self.voters):
-            raise ValueError("member ids are positive")
-        if not 0 < self.heartbeat_ticks < self.election_ticks:
-            raise ValueError("heartbeat_ticks must be positive and less than election_ticks")
-        if min(self.append_bytes_max, self.inflight_max, self.inflight_bytes_max, self.uncommitted_bytes_max) <= 0:
-            raise ValueError("limits must be positive")
+__all__ = ["Append", "Config", "ProposalDropped", "Raft", "Ready", "Role", "TransferRefused"]
 
 
 class Role(IntEnum):
@@ -100,42 +69,6 @@ class ProposalDropped(Exception):
 
 class TransferRefused(ValueError):
     """Leadership cannot go there: this member does not lead, or the other does not vote."""
-
-
-@dataclass(slots=True)
-class Append:
-    """What to write, in the order in which `ready` gave it out; give it to `appended` once it is durable.
-
-    Write `entries` and `hard_state` (None: unchanged) and sync. The first entry may have an index that was written
-    before: it replaces that one, and all after it are gone. `messages` are held by the core until `appended`, which may
-    still add to them: don't send them yourself. The rest is what the write speaks for.
-    """
-
-    hard_state: HardState | None
-    entries: list[Entry]
-    messages: list[Message]
-    term: int
-    last_index: int
-    last_term: int
-
-
-@dataclass(slots=True)
-class Ready:
-    """What has come out since the last one.
-
-    messages: to be sent now; they claim nothing about our disk.
-    append: to be written; None if there is nothing to write.
-    reads: (context, index): the read may be answered once all up to index has been applied.
-    failed_reads: contexts that will not be answered; ask again with a new context.
-    rejected: (context, reason): a forwarded proposal that the leader did not take. Each context appears once in reads
-      or failed_reads. A rejection is certain as long as the network does not repeat a message.
-    """
-
-    messages: list[Message] = field(default_factory=list)
-    append: Append | None = None
-    reads: list[tuple[int, int]] = field(default_factory=list)
-    failed_reads: list[int] = field(default_factory=list)
-    rejected: list[tuple[int, str]] = field(default_factory=list)
 
 
 class Raft:
@@ -171,11 +104,7 @@ class Raft:
         self._heartbeat_elapsed = 0
         self._timeout = 0
         self._votes: dict[int, bool] = {}
-        self._progress: dict[int, Progress] = {}
-        self._peers: list[tuple[int, Progress]] = []
-        self._transferee = 0
-        self._uncommitted: deque[tuple[int, int]] = deque()
-        self._uncommitted_bytes = 0
+        self._leading: Leadership | None = None
         self._reads = Reads(rng.getrandbits(63))
         self._in_flight: deque[Append] = deque()
         self._held: list[Message] = []
@@ -211,8 +140,8 @@ class Raft:
 
     @property
     def transferee(self) -> int:
-        """Where leadership is on its way to; 0 if it is not."""
-        return self._transferee
+        """Whom leadership is on its way to; 0 for nobody."""
+        return self._leading.transferee if self._leading else 0
 
     @property
     def has_ready(self) -> bool:
@@ -223,8 +152,8 @@ class Raft:
             or self._held
             or self.log.has_unsaved
             or (self.term, self.vote) != (self._written.term, self._written.vote)
-            or (self._reads.waiting and (self.role is not Role.LEADER or self._committed_in_term()))
-            or any(self._due(progress) for _, progress in self._peers)
+            or (self._reads.waiting and (not self._leading or self._committed_in_term()))
+            or (self._leading and self._leading.due)
             or out.reads
             or out.failed_reads
             or out.rejected
@@ -250,22 +179,21 @@ class Raft:
         self._ticks += 1
         self._elapsed += 1
         self._out.failed_reads += self._reads.expire(self._ticks)
-        if self.role is not Role.LEADER:
+        leading = self._leading
+        if leading is None:
             if self._elapsed >= self._timeout:
                 self._campaign(pre=True)
             return
         if self._elapsed >= self.config.election_ticks:
             self._elapsed = 0
-            self._transferee = 0  # it had its time; proposals may go on
-            if not self._quorum_is_active():
+            leading.transferee = 0  # it had its time; proposals may go on
+            if not leading.quorum_was_active():
                 self._become_follower(self.term, 0)
                 return
         self._heartbeat_elapsed += 1
         if self._heartbeat_elapsed >= self.config.heartbeat_ticks:
             self._heartbeat_elapsed = 0
-            for _, progress in self._peers:
-                progress.nudged = False
-            self._broadcast_heartbeat()
+            leading.beat(self._reads.round)
 
     def campaign(self) -> None:
         """Try to become the leader now, as if the election timeout had passed. A leader stays what it is."""
@@ -283,8 +211,8 @@ class Raft:
         """
         if not data:
             raise ValueError("an empty entry is the leader's own")
-        if self.role is Role.LEADER:
-            reason = self._take_proposal(data)
+        if self._leading:
+            reason = self._take_proposal(self._leading, data)
             if reason is not None:
                 raise ProposalDropped(reason)
         elif self.leader:
@@ -301,7 +229,7 @@ class Raft:
         Args:
           context: 64 bits that name this attempt and no other.
         """
-        if (self.role is not Role.LEADER and not self.leader) or not self._reads.add(self.id, context):
+        if not self.leader or not self._reads.add(self.id, context):
             self._out.failed_reads.append(context)
 
     def transfer_leadership(self, to: int) -> None:
@@ -310,22 +238,21 @@ class Raft:
         Proposals are refused meanwhile. It is given up after an election timeout. A second call for another member
         replaces the first. Raises TransferRefused; to the leader itself, nothing is to be done.
         """
-        if self.role is not Role.LEADER:
+        leading = self._leading
+        if leading is None:
             raise TransferRefused("not the leader")
         if to not in self.voters:
             raise TransferRefused(f"{to} is not a voter")
-        if to in (self._transferee, self.id):
+        if to in (leading.transferee, self.id):
             return
-        self._transferee = to
+        leading.transferee = to
         self._elapsed = 0  # it has a whole election timeout
-        progress = self._progress[to]
-        progress.paused = False
-        self._finish_transfer(to, progress)
+        leading.hurry(to)
+        self._finish_transfer(leading)
 
     def best_successor(self) -> int:
-        """The voter that could take over soonest: heard of lately, with the most of our log. 0 if none was heard of."""
-        heard = [(progress.match, peer) for peer, progress in self._peers if progress.active and peer in self.voters]
-        return max(heard)[1] if heard else 0
+        """The voter that could take over soonest: heard of lately, with the most of our log. 0 if there is none."""
+        return self._leading.best_successor() if self._leading else 0
 
     def appended(self, append: Append) -> None:
         """`append` is durable. To be called once for each, in the order in which they were given out."""
@@ -335,20 +262,18 @@ class Raft:
         if not self._speaks_for_us(append):
             return
         self.log.stable_to(append.last_index)
-        if self.role is Role.LEADER:
-            self._progress[self.id].match = self.log.stable_index
-            self._advance_commit()
+        if self._leading:
+            self._leading.own_durable(self.log.stable_index)
+            self._advance_commit(self._leading)
         elif self.role is Role.CANDIDATE:
             # The write of this term held our vote for ourselves, which was cast as the term began.
             self._record_vote(self.id, True)
 
     def ready(self) -> Ready:
         """Take out all that has come up. Gather as much as possible before: each call costs messages and a write."""
-        if self.role is Role.LEADER:
-            self._open_round()
-            for peer, progress in self._peers:
-                if self._due(progress):
-                    self._replicate(peer, progress)
+        if self._leading:
+            self._open_round(self._leading)
+            self._leading.replicate()
         elif self._reads.waiting:
             question = self._reads.ask(self._ticks + self.config.election_ticks)
             self._send(Message(MessageType.READ_INDEX, self.leader, self.id, self.term, context=question))
@@ -401,11 +326,7 @@ class Raft:
         alone = len(self.voters) == 1 and self.id in self.voters  # nobody else to wait for
         self._timeout = 1 if alone else self._rng.randrange(ticks, 2 * ticks)
         self._votes = {}
-        self._progress = {}
-        self._peers = []
-        self._transferee = 0
-        self._uncommitted.clear()
-        self._uncommitted_bytes = 0
+        self._leading = None
         self._out.failed_reads += self._reads.drop(self.id)
 
     def _become_follower(self, term: int, leader: int) -> None:
@@ -438,22 +359,9 @@ class Raft:
         self._reset(self.term)
         self.role = Role.LEADER
         self.leader = self.id
-        config = self.config
-        for id in sorted({*self.voters, self.id}):
-            inflight = Inflight(config.inflight_max, config.inflight_bytes_max)
-            self._progress[id] = Progress(self.log.last_index + 1, inflight)
-        self._peers = [(id, progress) for id, progress in self._progress.items() if id != self.id]
-        own = self._progress[self.id]
-        own.match = self.log.stable_index
+        self._leading = Leadership(self.config, self.voters, self.term, self.log, self._send)
         # Until an entry of this term is committed, the entries before it are not, nor can reads be answered (paper 8).
         self.log.append([Entry(self.term, self.log.last_index + 1, EntryKind.NORMAL, b"")])
-
-    def _quorum_is_active(self) -> bool:
-        """Has a majority been heard since this was last asked?"""
-        heard = {id: progress.active or id == self.id for id, progress in self._progress.items()}
-        for _, progress in self._peers:
-            progress.active = False
-        return self.voters.outcome(heard) is Outcome.WON
 
     # Elections
 
@@ -555,20 +463,17 @@ class Raft:
 
     # Leading
 
-    def _take_proposal(self, data: bytes) -> DropReason | None:
-        if self._transferee:
+    def _take_proposal(self, leading: Leadership, data: bytes) -> DropReason | None:
+        if leading.transferee:
             return DropReason.TRANSFERRING
-        size = len(data) + ENTRY_OVERHEAD_BYTES
-        if self._uncommitted and self._uncommitted_bytes + size > self.config.uncommitted_bytes_max:
-            return DropReason.TOO_MANY_REQUESTS
         index = self.log.last_index + 1
+        if not leading.afford(index, data):
+            return DropReason.TOO_MANY_REQUESTS
         self.log.append([Entry(self.term, index, EntryKind.NORMAL, data)])
-        self._uncommitted.append((index, size))
-        self._uncommitted_bytes += size
         return None
 
     def _on_propose(self, m: Message) -> None:
-        reason = self._take_proposal(m.data) if self.role is Role.LEADER else DropReason.NO_LEADER
+        reason = self._take_proposal(self._leading, m.data) if self._leading else DropReason.NO_LEADER
         if reason is not None:
             self._reject_proposal(m, reason)
 
@@ -580,124 +485,47 @@ class Raft:
         self._out.rejected.append((m.context, m.reason))
 
     def _on_append_reply(self, m: Message) -> None:
-        progress = self._progress.get(m.sender)
-        if progress is None:
-            return
-        progress.active = True
-        if m.reject:
-            progress.rejected(m.index, self.log.agreeing(m.hint, m.log_term))
-            return
-        assert m.index <= self.log.last_index, f"{m.sender} acknowledged {m.index} of {self.log.last_index}"
-        if progress.accepted(m.index):
-            self._advance_commit()
-            if m.sender == self._transferee:
-                self._finish_transfer(m.sender, progress)
+        leading = self._leading
+        if leading and leading.on_append_reply(m):
+            self._advance_commit(leading)
+            if m.sender == leading.transferee:
+                self._finish_transfer(leading)
 
-    def _advance_commit(self) -> None:
-        index = self._durable_at_majority()
+    def _advance_commit(self, leading: Leadership) -> None:
+        index = self._durable_at_majority(leading)
         if index > self.log.committed and self._may_commit_by_counting(index):
             self.log.commit_to(index)
-            while self._uncommitted and self._uncommitted[0][0] <= index:
-                self._uncommitted_bytes -= self._uncommitted.popleft()[1]
+            leading.committed(index)
 
-    def _durable_at_majority(self) -> int:
-        return self.voters.agreed({id: progress.match for id, progress in self._progress.items()})
+    def _durable_at_majority(self, leading: Leadership) -> int:
+        return leading.durable_at_majority()
 
     def _may_commit_by_counting(self, index: int) -> bool:
         """Paper 5.4.2: an entry of an older term at a majority may still be overwritten (figure 8)."""
         return self.log.term(index) == self.term
 
-    def _finish_transfer(self, to: int, progress: Progress) -> None:
-        if progress.match == self.log.last_index:
-            self._send(Message(MessageType.TIMEOUT_NOW, to, self.id, self.term))
-
-    def _due(self, progress: Progress) -> bool:
-        """Is there something to be sent to this member?"""
-        log = self.log
-        if progress.next < log.first_index:
-            return False  # the log does not go back that far
-        if progress.state is ProgressState.PROBE:
-            return not progress.paused
-        return (
-            progress.ping
-            or (progress.next <= log.last_index and not progress.inflight.full)
-            or min(progress.match, log.committed) > progress.told
-        )
-
-    def _replicate(self, peer: int, progress: Progress) -> None:
-        """Send what is due: entries as far as the window allows, else what was committed, else a ping."""
-        if progress.state is ProgressState.PROBE:
-            self._send_append(peer, progress)
-            progress.paused = True
-            return
-        while progress.next <= self.log.last_index and not progress.inflight.full:
-            entries = self._send_append(peer, progress)
-            progress.next += len(entries)
-            progress.inflight.add(progress.next - 1, sum(map(entry_bytes, entries)))
-            progress.ping = False
-        if progress.ping:
-            progress.ping = False
-            self._send_append(peer, progress)
-        commit = min(progress.match, self.log.committed)
-        if commit > progress.told:
-            progress.told = commit
-            self._send(Message(MessageType.COMMIT, peer, self.id, self.term, commit=commit))
-
-    def _send_append(self, peer: int, progress: Progress) -> tuple[Entry, ...]:
-        log = self.log
-        prev = progress.next - 1
-        entries: tuple[Entry, ...] = ()
-        if not progress.inflight.full:
-            entries = tuple(log.slice(prev + 1, log.last_index, self.config.append_bytes_max))
-        self._send(
-            Message(
-                MessageType.APPEND,
-                peer,
-                self.id,
-                self.term,
-                index=prev,
-                log_term=log.term(prev),
-                commit=log.committed,
-                entries=entries,
-            )
-        )
-        progress.told = max(progress.told, min(log.committed, prev + len(entries)))
-        return entries
-
-    def _broadcast_heartbeat(self) -> None:
-        for peer, progress in self._peers:
-            commit = min(progress.match, self.log.committed)
-            progress.told = max(progress.told, commit)
-            self._send(
-                Message(MessageType.HEARTBEAT, peer, self.id, self.term, commit=commit, context=self._reads.round)
-            )
+    def _finish_transfer(self, leading: Leadership) -> None:
+        if leading.is_caught_up(leading.transferee):
+            self._send(Message(MessageType.TIMEOUT_NOW, leading.transferee, self.id, self.term))
 
     def _on_heartbeat_reply(self, m: Message) -> None:
-        progress = self._progress.get(m.sender)
-        if progress is None:
-            return
-        progress.active = True
-        if not progress.nudged:
-            progress.nudged = True
-            progress.suspect_loss(self.log.last_index)
-        if m.context > progress.read_round:
-            progress.read_round = m.context
-            self._confirm_reads()
+        if self._leading and self._leading.on_heartbeat_reply(m):
+            self._confirm_reads(self._leading)
 
     # Reads
 
     def _committed_in_term(self) -> bool:
         return self.log.term(self.log.committed) == self.term
 
-    def _open_round(self) -> None:
+    def _open_round(self, leading: Leadership) -> None:
         if self._reads.waiting and self._committed_in_term():
             self._reads.open(self.log.committed)
-            self._progress[self.id].read_round = self._reads.round
-            self._broadcast_heartbeat()
-            self._confirm_reads()  # a leader that is alone is its own majority
+            leading.own_round(self._reads.round)
+            leading.heartbeat(self._reads.round)
+            self._confirm_reads(leading)  # a leader that is alone is its own majority
 
-    def _confirm_reads(self) -> None:
-        number = self.voters.agreed({id: progress.read_round for id, progress in self._progress.items()})
+    def _confirm_reads(self, leading: Leadership) -> None:
+        number = leading.round_at_majority()
         for read, index in self._reads.confirm(number):
             if read.sender == self.id:
                 self._out.reads.append((read.context, index))
@@ -714,7 +542,7 @@ class Raft:
                 )
 
     def _on_read_index(self, m: Message) -> None:
-        if self.role is not Role.LEADER or not self._reads.add(m.sender, m.context):
+        if not self._leading or not self._reads.add(m.sender, m.context):
             self._reject_read(m)
 
     def _reject_read(self, m: Message) -> None:
@@ -755,7 +583,7 @@ class Raft:
         if not entries and (self.term, self.vote) == (written.term, written.vote):
             return None
         # What is stable stays stable, so this is never ahead of the log on disk.
-        state = HardState(self.term, self.vote, max(written.commit, self.applicable))
+        state = HardState(self.term, self.vote, self.applicable)
         append = Append(
             state if state != written else None,
             entries,
