@@ -1,0 +1,184 @@
+"""The supervisor: one node as a person or systemd sees it (`kvorum node`).
+
+    lock the data directory ─▶ is it this member's? ─▶ are the addresses free? ─▶ run directory ─▶ children ─▶ ready
+                                                                                     ▲   │
+                                                                      new epoch each └───┘ died, may come back
+
+It is on the path of no request. It starts raft, apply and watch as processes of their own, each with an epoch that was
+never used before (cluster.datadir), starts them again when they die, and gives up on the whole node when a code says
+that starting again cannot help (cluster.exits): a failed fsync must not be followed by another try on the same disk.
+Beside that it serves /metrics and /health (cluster.health), from threads, which never start a process.
+
+Stopping goes against the flow of a request: watch, apply, raft, each given time to finish. Nothing depends on it: a
+stop that is a SIGKILL loses nothing that was acknowledged, and the children then end with the supervisor.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import subprocess
+from collections.abc import Mapping
+
+from cluster import log, metrics
+from cluster.config import NodeConfig
+from cluster.datadir import DataDir, Refused
+from cluster.exits import FINAL, Exit, describe
+from cluster.health import Server
+from cluster.keeper import RESTART, Keeper, NotYet, spawn
+from cluster.rundir import RunDir
+from storage.failpoint import hit
+
+CHILDREN = {"raft": "cluster.raftd", "apply": "cluster.applyd", "watch": "cluster.watchd"}
+"""The processes of a node and the modules they run, in the order of starting."""
+
+GRACE_SECONDS = 5.0
+"""How long a child may take to end by itself."""
+
+
+def run(config: NodeConfig, environment: Mapping[str, str], children: Mapping[str, str] = CHILDREN) -> int:
+    """Run the node until SIGTERM, SIGINT or a final exit code. Returns the process's exit code."""
+    log.setup(config.name, config.log_level)
+    try:
+        data = DataDir.open(config)
+    except Refused as refused:
+        log.error(str(refused))
+        return refused.code
+    try:
+        _refuse_taken_addresses(config)
+        run_dir = RunDir.create(environment)
+    except OSError as error:
+        log.error(str(error))
+        data.close()
+        return Exit.USAGE
+    try:
+        return Supervisor(config._replace(run_dir=run_dir.path), data, environment, children).run()
+    finally:
+        run_dir.remove()
+        data.close()
+
+
+class Supervisor:
+    """A node whose directories are there and locked."""
+
+    def __init__(
+        self, config: NodeConfig, data: DataDir, environment: Mapping[str, str], children: Mapping[str, str]
+    ) -> None:
+        self.config, self.data, self._children = config, data, children
+        os.mkdir(metrics.directory(config.run_dir), 0o700)
+        self._node_json = os.path.join(config.run_dir, "node.json")
+        config.save(self._node_json)
+        self._environment = {**environment, "KVORUM_NAME": config.name, "KVORUM_LOG_LEVEL": config.log_level}
+        self._boards = metrics.boards([peer.id for peer in config.peers])
+        self.keeper = Keeper(children, self._spawn, self._verdict, self._changed)
+
+    def run(self) -> int:
+        server = Server(self.config, self.pids, self.restarts)
+        for listener in server.listeners:
+            self.keeper.on_readable(listener.fileno(), lambda: self._wake(server))
+        self.keeper.every(self._announce)
+        try:
+            code = self.keeper.run()
+            if code == 0:
+                log.info("stopping")
+        except Refused as refused:
+            log.error(str(refused))
+            code = refused.code
+        _notify("STOPPING=1")
+        self.keeper.stop(*([name] for name in reversed(list(self._children))), grace_seconds=GRACE_SECONDS)
+        server.close()
+        return code
+
+    def _wake(self, server: Server) -> None:
+        for listener in server.listeners:
+            self.keeper.forget(listener.fileno())
+        server.wake()
+
+    def pids(self) -> dict[str, int]:
+        """The processes of the node by name, 0 for one that isn't running."""
+        return {"supervisor": os.getpid()} | {name: kept.pid for name, kept in self.keeper.kept.items()}
+
+    def restarts(self) -> dict[str, int]:
+        """How often each child was started again."""
+        return {name: kept.restarts for name, kept in self.keeper.kept.items()}
+
+    def _spawn(self, name: str) -> subprocess.Popen[bytes]:
+        try:
+            lock = self.data.lock_for(name)
+        except BlockingIOError:
+            raise NotYet("its predecessor is not completely gone") from None
+        except OSError as error:
+            raise NotYet(str(error)) from error
+        try:
+            epoch = self.data.next_epoch()
+            hit("supervisor.before_spawn")
+            return spawn(
+                [self._children[name], self._node_json, str(epoch)], inherit=lock, environment=self._environment
+            )
+        except OSError as error:
+            if error.errno == errno.EIO:
+                raise Refused(Exit.DISK_FAILED, f"writing to {self.config.data_dir} failed: {error}") from error
+            raise NotYet(str(error)) from error
+        finally:
+            os.close(lock)
+
+    def _verdict(self, name: str, code: int) -> int:
+        self._boards[name].reset_gauges(os.path.join(metrics.directory(self.config.run_dir), name))
+        if code in FINAL:
+            log.error(f"{name} {describe(code)}: this node stops")
+            return code
+        return RESTART
+
+    def _changed(self) -> None:
+        self.data.write_pids({**self.pids(), "run_dir": self.config.run_dir})
+
+    def _announce(self) -> float | None:
+        """Tell systemd and the log, once, when clients can connect."""
+        if not all(_listens(url) for url in (self.config.listen_native, self.config.listen_watch)):
+            return 0.05
+        log.info(f"member {self.config.member_id:x} serves on {self.config.listen_native}")
+        _notify("READY=1")
+        return None
+
+
+def _address(url: str) -> tuple[int, tuple[str, int]]:
+    host, _, port = url.removeprefix("tcp://").rpartition(":")
+    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+    return family, (host.strip("[]"), int(port))
+
+
+def _refuse_taken_addresses(config: NodeConfig) -> None:
+    """Raises OSError, with a text for people, if an address this node will listen on is not to be had."""
+    for setting, url in (
+        ("listen-peer-urls", config.listen_peer),
+        ("listen-native-url", config.listen_native),
+        ("listen-watch-url", config.listen_watch),
+        *(("listen-metrics-urls", url) for url in config.listen_metrics),
+    ):
+        family, address = _address(url)
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+            except OSError as error:
+                raise OSError(f"cannot listen on {url} (--{setting}): {error.strerror}") from error
+
+
+def _listens(url: str) -> bool:
+    family, address = _address(url)
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.settimeout(0.2)
+        return probe.connect_ex(address) == 0
+
+
+def _notify(state: str) -> None:
+    """Tell systemd (sd_notify), if it started us and wants to know."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        try:
+            sender.sendto(state.encode(), "\0" + path[1:] if path.startswith("@") else path)
+        except OSError as error:
+            log.warn(f"cannot notify systemd at {path}: {error.strerror}")

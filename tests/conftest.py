@@ -1,0 +1,86 @@
+"""What every test may use: ports nobody else has, and the certainty that it leaves no process behind."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+PORTS_FROM, PORTS_TO = 20_000, 32_000
+"""Below the ports that the system gives to outgoing connections."""
+
+
+class PortBlock:
+    """`size` consecutive ports from `base` that were free a moment ago and that no other test is given meanwhile."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        dice = random.Random(os.urandom(8))  # what is free depends on the machine anyway
+        for _ in range(1000):
+            self.base = dice.randrange(PORTS_FROM, PORTS_TO - size, 200)
+            self._claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                self._claim.bind(f"\0kvorum-test-ports-{self.base}")  # gone with this process, whatever happens to it
+                if all(_free(port) for port in range(self.base, self.base + size)):
+                    return
+            except OSError:
+                pass
+            self._claim.close()
+        raise RuntimeError("no free ports")
+
+    def release(self) -> None:
+        self._claim.close()
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+@pytest.fixture
+def ports() -> Iterator[PortBlock]:
+    """Up to 200 free ports."""
+    block = PortBlock(200)
+    yield block
+    block.release()
+
+
+def descendants(of: int) -> set[int]:
+    """The living processes below `of`, from /proc."""
+    parents: dict[int, int] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdecimal():
+            try:
+                with open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as file:
+                    fields = file.read().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if fields[0] != "Z":
+                parents[int(entry)] = int(fields[1])
+    found: set[int] = set()
+    while new := {pid for pid, parent in parents.items() if parent in found | {of}} - found:
+        found |= new
+    return found
+
+
+@pytest.fixture(autouse=True)
+def no_process_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves a process running, and end that process."""
+    if "system" not in str(request.node.path):
+        yield
+        return
+    before = descendants(os.getpid())
+    yield
+    left = descendants(os.getpid()) - before
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left, f"processes left behind: {sorted(left)}"
