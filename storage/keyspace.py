@@ -1,0 +1,189 @@
+"""The replicated state machine: etcd's keyspace over an ordered map.
+
+    log entries ──▶ Turn ──commit──▶ engine ──▶ read, history, members
+                                       ▲
+                       sweep ──────────┘  gives back what compactions left behind
+
+This is the one owner of the engine. It holds no keys in memory, only a few numbers that are read once, at opening, and
+move when a turn is committed: reads see the state of the last commit, all of it and nothing newer, and say its
+revision.
+
+What an acknowledgement relies on: a turn's batch carries its data and the applied index in one atomic write, the
+engine loses batches only from the end, and the log keeps everything behind the durable applied index. So a crash takes
+the store back to some earlier entry, and applying the log from there on leads to the very same store (nothing here
+looks at a clock, a random number, or local configuration).
+
+Rooms: codec (bytes), requests (rules), reads, history, txn, turn, compaction. Pure.
+"""
+
+from __future__ import annotations
+
+from kvorum import errors
+from kvorum import etcd_pb2 as pb
+from kvorum.wire import Method
+from storage import codec, compaction, requests, txn
+from storage import turn as turns
+from storage.engine import Engine
+from storage.history import Change, Past, events
+from storage.reads import Latest, Meter, State, Steps, ranged
+from storage.turn import Outcome, Result, refusal
+
+__all__ = ["Change", "Keyspace", "Outcome", "Result", "Scan", "Turn"]
+
+
+class Turn(turns.Turn):
+    """Everything applied in one wake-up: apply() for each entry in order, then commit(). Dropping it undoes all of
+    it."""
+
+    def __init__(self, keyspace: Keyspace) -> None:
+        super().__init__(keyspace.engine, keyspace.state, keyspace.origins)
+        self._keyspace = keyspace
+
+    def commit(self) -> list[Change]:
+        """Write the turn and make it visible. Returns what it changed, in order; the events of one revision are
+        adjacent."""
+        return self._keyspace._commit(self)
+
+
+class Scan:
+    """A read that takes more than one slice. It sees the state as of `Keyspace.read`, whatever is committed
+    meanwhile."""
+
+    def __init__(self, keyspace: Keyspace, view: _View, steps: Steps[bytes]) -> None:
+        self._keyspace = keyspace
+        self._view = view
+        self._steps = steps
+
+    def step(self) -> Result | None:
+        """Do one slice (about 2000 keys or 1 MiB): the result, or None if it is not finished yet.
+
+        A past revision that is compacted meanwhile gives the answer that it would give now: Compacted.
+        """
+        revision = self._view.revision
+        if self._view.oldest < self._keyspace.compacted:
+            return refusal(errors.Compacted(), revision)
+        try:
+            next(self._steps)
+        except StopIteration as end:
+            return Result(0, revision, end.value)
+        except errors.KvorumError as error:
+            return refusal(error, revision)
+        return None
+
+
+class _View:
+    """What one read sees: the state of the last commit, and the past."""
+
+    def __init__(self, engine: Engine, state: codec.State) -> None:
+        self._engine = engine
+        self.revision = self.head = state.revision
+        self.compacted = state.compacted
+        self.latest: State = Latest(engine)
+        self.oldest = state.revision
+
+    def past(self, revision: int) -> State:
+        self.oldest = min(self.oldest, revision)
+        return Past(self._engine, revision)
+
+
+class Keyspace:
+    """Opening loads a handful of meta records. An empty engine is a new store: revision 1, nothing applied.
+
+    Raises UnknownFormat if another version wrote the store.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        stored = engine.get(codec.STATE)
+        self.state = codec.State() if stored is None else codec.unpack_state(stored)
+        sweep = engine.get(codec.SWEEP)
+        self._sweep = codec.Sweep() if sweep is None else codec.unpack_sweep(sweep)
+        self.origins: dict[int, tuple[int, int]] = {
+            codec.key_id(key): codec.unpack_origin(value) for key, value in engine.scan(codec.ORIGIN, codec.ORIGIN_END)
+        }
+        """The last applied (incarnation, number) of each member that ever proposed."""
+        self._members: dict[int, pb.MemberPublish] = {
+            codec.key_id(key): pb.MemberPublish.FromString(value)
+            for key, value in engine.scan(codec.MEMBER, codec.MEMBER_END)
+        }
+
+    @property
+    def applied(self) -> tuple[int, int]:
+        """Index and term of the last entry applied, (0, 0) in a new store."""
+        return self.state.applied, self.state.term
+
+    @property
+    def revision(self) -> int:
+        return self.state.revision
+
+    @property
+    def compacted(self) -> int:
+        """The oldest revision that can be read, -1 before the first compaction."""
+        return self.state.compacted
+
+    @property
+    def swept(self) -> int:
+        """Up to which compaction revision the space has been given back; see `sweep`."""
+        return self._sweep.done
+
+    def members(self) -> list[pb.MemberPublish]:
+        """What each member last published of itself, by id."""
+        return [self._members[member] for member in sorted(self._members)]
+
+    def begin(self) -> Turn:
+        """One turn at a time: until it is committed or dropped, neither begin another nor sweep."""
+        return Turn(self)
+
+    def _commit(self, turn: Turn) -> list[Change]:
+        assert turn.index >= self.state.applied, (turn.index, self.state.applied)
+        state = codec.State(turn.index, turn.term, turn.revision, turn.compacted)
+        if state == self.state:
+            return []
+        for member, (incarnation, number) in turn.origins.items():
+            turn.batch.put(codec.origin_key(member), codec.pack_origin(incarnation, number))
+        turn.batch.put(codec.STATE, codec.pack_state(state))
+        self.engine.write(turn.batch)
+        self.state = state
+        self.origins.update(turn.origins)
+        self._members.update(turn.members)
+        return turn.changes
+
+    def read(self, method: int, payload: bytes) -> Result | Scan:
+        """Answer a RANGE or a read-only TXN from the state of the last commit.
+
+        A small one is answered at once. A large one has done its first slice and is handed back as a Scan. Refusals are
+        results; only errors of the engine are raised.
+        """
+        view = _View(self.engine, self.state)
+        try:
+            steps = self._reading(view, method, payload)
+        except errors.KvorumError as error:
+            return refusal(error, view.revision)
+        scan = Scan(self, view, steps)
+        return scan.step() or scan
+
+    def _reading(self, view: _View, method: int, payload: bytes) -> Steps[bytes]:
+        if method not in (Method.RANGE, Method.TXN):
+            raise errors.Unimplemented
+        request = requests.parse(method, payload)
+        if method == Method.RANGE:
+            return ranged(view, request, Meter())
+        if not requests.read_only(request):
+            raise errors.Unimplemented
+        return txn.read(view, request, Meter())
+
+    def history(self, first: int, last: int, max_bytes: int) -> list[Change]:
+        """The changes of revisions `first` to `last`, both included: whole revisions, up to about `max_bytes`, at
+        least one revision if there is any. Raises Compacted if `first` is below the compaction point."""
+        return events(self.engine, first, min(last, self.revision), max_bytes, self.compacted)
+
+    def sweep(self) -> bool:
+        """One bounded step (compaction.STEP_CHANGES) of giving back compacted space; False: nothing is left to do."""
+        batch = self.engine.batch()
+        after = compaction.step(self.engine, batch, self._sweep, self.state.compacted)
+        if after is None:
+            return False
+        batch.put(codec.STATE, codec.pack_state(self.state))  # the applied index is in every batch
+        self.engine.write(batch)
+        self._sweep = after
+        return True

@@ -1,0 +1,222 @@
+"""Range, in etcd's order of steps: select, count, filter, sort, cut, strip.
+
+A read looks at a *state*: the newest, the newest with the unwritten changes of a turn over it, or a past one. It runs
+in two parts:
+
+    ranged(view, request) ── at once: takes the iterators, so what it will see is settled now
+         └──▶ Steps: a generator that yields after about 1 MiB or 2000 keys of work, and returns the response
+
+Whoever must not be held up (reads of clients) runs one slice at a time; whoever must finish (a transaction being
+applied) drains it. A Meter is shared by all parts of one request, so that many small reads are sliced like a large
+one.
+
+`count` is the number of keys selected, before filters and limit, so the whole range is visited even for a small limit.
+
+The bodies built here are RangeResponse without its header. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
+
+from kvorum import errors
+from kvorum import etcd_pb2 as pb
+from storage import codec
+from storage.engine import Engine
+
+T = TypeVar("T")
+Steps = Generator[None, None, T]
+Pairs = Iterator[tuple[bytes, bytes] | None]
+"""Key and handle, in order; None for work done without a result."""
+
+SLICE_BYTES = 1 << 20
+KEY_COST = SLICE_BYTES // 2000
+_PASSED_COST = KEY_COST // 4
+
+
+class State(Protocol):
+    """A keyspace at one moment."""
+
+    def get(self, key: bytes) -> bytes | None:
+        """The encoded KeyValue."""
+        ...
+
+    def pairs(self, start: bytes, end: bytes | None) -> Pairs:
+        """The keys in [start, end), as of this call; `end` None is no end."""
+        ...
+
+    def load(self, found: Sequence[bytes]) -> list[bytes]:
+        """The encoded KeyValues for handles of `pairs`."""
+        ...
+
+
+class View(Protocol):
+    """What a request may see: the newest state, and past ones from the compaction point on."""
+
+    @property
+    def head(self) -> int:
+        """The revision of `latest`; within a writing transaction, the one that it is making."""
+        ...
+
+    @property
+    def revision(self) -> int:
+        """The newest revision that may be asked for."""
+        ...
+
+    @property
+    def compacted(self) -> int: ...
+
+    @property
+    def latest(self) -> State: ...
+
+    def past(self, revision: int) -> State: ...
+
+
+class Latest:
+    """The newest state that is written."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def get(self, key: bytes) -> bytes | None:
+        return self._engine.get(b"k" + key)
+
+    def pairs(self, start: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+        found = self._engine.scan(b"k" + start, codec.LATEST_END if end is None else b"k" + end)
+        return ((key[1:], kv) for key, kv in found)
+
+    def load(self, found: Sequence[bytes]) -> list[bytes]:
+        return list(found)
+
+
+class Meter:
+    """How much of the slice is used up."""
+
+    __slots__ = ("spent",)
+
+    def __init__(self) -> None:
+        self.spent = 0
+
+    def full(self) -> bool:
+        """Asked after work: is it time to yield? Then a new slice begins."""
+        if self.spent < SLICE_BYTES:
+            return False
+        self.spent = 0
+        return True
+
+
+def drained(steps: Steps[T]) -> T:
+    """Run to the end, without a pause."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            value: T = end.value
+            return value
+
+
+def check_revision(view: View, revision: int) -> None:
+    """Raises FutureRevision or Compacted. 0 and below mean the newest."""
+    if revision > view.revision:
+        raise errors.FutureRevision
+    if 0 < revision < view.compacted:
+        raise errors.Compacted
+
+
+def ranged(view: View, request: pb.RangeRequest, meter: Meter) -> Steps[bytes]:
+    """Answer a checked RangeRequest. Raises FutureRevision or Compacted, at once; later only errors of the engine."""
+    check_revision(view, request.revision)
+    state = view.latest if request.revision <= 0 or request.revision == view.head else view.past(request.revision)
+    key, end = request.key, request.range_end
+    if not end:
+        kv = state.get(key)
+        return _gather(iter(()) if kv is None else iter([(key, kv)]), list, request, meter)
+    return _gather(state.pairs(key, None if end == b"\0" else end), state.load, request, meter)
+
+
+def _gather(
+    pairs: Pairs, load: Callable[[list[bytes]], list[bytes]], request: pb.RangeRequest, meter: Meter
+) -> Steps[bytes]:
+    limit = 0 if request.count_only else max(request.limit, 0)
+    passes, rank = (None, None) if request.count_only else (_filter(request), _rank(request))
+    backwards = request.sort_order == pb.RangeRequest.DESCEND
+    count, passed = 0, 0
+    kept: list[bytes] = []
+    ranked: list[tuple[Any, bytes]] = []
+    for pair in pairs:
+        meter.spent += _PASSED_COST if pair is None else KEY_COST + len(pair[1])
+        if meter.spent >= SLICE_BYTES:
+            meter.spent = 0
+            yield
+        if pair is None:
+            continue
+        count += 1
+        if request.count_only:
+            continue
+        handle = pair[1]
+        if passes is not None or rank is not None:
+            kv = pb.KeyValue.FromString(load([handle])[0])
+            if passes is not None and not passes(kv):
+                continue
+        passed += 1
+        if rank is not None:
+            ranked.append((rank(kv), handle))
+            if limit and len(ranked) > 2 * limit + 1000:  # only the best `limit` can be in the answer
+                ranked = _sorted(ranked, backwards)[:limit]
+        elif not limit or passed <= limit:
+            kept.append(handle)
+    if rank is not None:
+        kept = [handle for _, handle in _sorted(ranked, backwards)[: limit or None]]
+    body = []
+    for at in range(0, len(kept), 256):
+        kvs = load(kept[at : at + 256])
+        if request.keys_only:
+            kvs = [codec.without_value(kv) for kv in kvs]
+        body += [codec.field(b"\x12", kv) for kv in kvs]
+        meter.spent += sum(map(len, kvs))
+        if meter.full():
+            yield
+    if limit and passed > limit:
+        body.append(b"\x18\x01")
+    if count:
+        body.append(b"\x20" + codec.varint(count))
+    return b"".join(body)
+
+
+def _sorted(ranked: list[tuple[Any, bytes]], backwards: bool) -> list[tuple[Any, bytes]]:
+    return sorted(ranked, key=lambda pair: pair[0], reverse=backwards)  # ties stay in key order
+
+
+def _filter(request: pb.RangeRequest) -> Callable[[pb.KeyValue], bool] | None:
+    """The bounds are inclusive; 0 is unset."""
+    low_mod, high_mod = request.min_mod_revision, request.max_mod_revision
+    low_create, high_create = request.min_create_revision, request.max_create_revision
+    if not (low_mod or high_mod or low_create or high_create):
+        return None
+
+    def passes(kv: pb.KeyValue) -> bool:
+        return (
+            kv.mod_revision >= low_mod
+            and (not high_mod or kv.mod_revision <= high_mod)
+            and kv.create_revision >= low_create
+            and (not high_create or kv.create_revision <= high_create)
+        )
+
+    return passes
+
+
+_RANKS: dict[int, Callable[[pb.KeyValue], Any]] = {
+    pb.RangeRequest.KEY: lambda kv: kv.key,
+    pb.RangeRequest.VERSION: lambda kv: kv.version,
+    pb.RangeRequest.CREATE: lambda kv: kv.create_revision,
+    pb.RangeRequest.MOD: lambda kv: kv.mod_revision,
+    pb.RangeRequest.VALUE: lambda kv: kv.value,
+}
+
+
+def _rank(request: pb.RangeRequest) -> Callable[[pb.KeyValue], Any] | None:
+    """None where the natural order is the one asked for. A target other than the key implies ascending order."""
+    if request.sort_target == pb.RangeRequest.KEY and request.sort_order != pb.RangeRequest.DESCEND:
+        return None
+    return _RANKS[request.sort_target]

@@ -1,0 +1,193 @@
+"""Transactions: compare, choose, check, then do.
+
+    compares, nested ones too ──▶ the path: which branch of each transaction is taken     all against the state before
+    preconditions of the path ──▶ first failure refuses the whole transaction             still before any change
+    operations in order       ──▶ each sees what the ones before it wrote; cannot fail any more
+
+Because everything that can be refused is refused in the second step, a transaction is never half done.
+
+The bodies built here are TxnResponse without its header; the headers of the answers inside carry the revision alone.
+Pure.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, Protocol
+
+from kvorum import errors
+from kvorum import etcd_pb2 as pb
+from storage import codec
+from storage.reads import KEY_COST, Meter, Pairs, Steps, View, check_revision, drained, ranged
+
+_RANGE, _PUT, _DELETE, _TXN = b"\x0a", b"\x12", b"\x1a", b"\x22"
+
+
+class Writer(View, Protocol):
+    """A view that can be changed; the changes of one transaction make one revision."""
+
+    def put(self, request: pb.PutRequest) -> bytes:
+        """Returns the PutResponse without header. The request's preconditions hold."""
+        ...
+
+    def delete(self, request: pb.DeleteRangeRequest) -> bytes: ...
+
+
+def check_put(view: View, request: pb.PutRequest) -> None:
+    """Raises LeaseNotFound or KeyNotFound. (There are no leases yet, so every id is unknown.)"""
+    if request.lease:
+        raise errors.LeaseNotFound
+    if (request.ignore_value or request.ignore_lease) and view.latest.get(request.key) is None:
+        raise errors.KeyNotFound
+
+
+# ---- compare
+
+
+def compared(view: View, compare: pb.Compare, meter: Meter) -> Steps[bool]:
+    """Does the comparison hold? Over a range, for every key in it. What it looks at is settled by this call."""
+    latest, end = view.latest, compare.range_end
+    if not end:
+        kv = latest.get(compare.key)
+        return _compared(compare, iter(()) if kv is None else iter([(compare.key, kv)]), meter)
+    return _compared(compare, latest.pairs(compare.key, None if end == b"\0" else end), meter)
+
+
+def _compared(compare: pb.Compare, pairs: Pairs, meter: Meter) -> Steps[bool]:
+    empty = True
+    for pair in pairs:
+        assert pair is not None  # the newest state yields no gaps
+        empty = False
+        if not _holds(compare, pb.KeyValue.FromString(pair[1])):
+            return False
+        meter.spent += KEY_COST + len(pair[1])
+        if meter.full():
+            yield
+    # A missing key has version, revisions and lease 0, but no value at all: no comparison of its value is true.
+    return not empty or (compare.target != pb.Compare.VALUE and _holds(compare, pb.KeyValue()))
+
+
+_TARGETS: dict[int, Callable[[pb.KeyValue, pb.Compare], tuple[Any, Any]]] = {
+    pb.Compare.VERSION: lambda kv, compare: (kv.version, compare.version),
+    pb.Compare.CREATE: lambda kv, compare: (kv.create_revision, compare.create_revision),
+    pb.Compare.MOD: lambda kv, compare: (kv.mod_revision, compare.mod_revision),
+    pb.Compare.VALUE: lambda kv, compare: (kv.value, compare.value),
+    pb.Compare.LEASE: lambda kv, compare: (kv.lease, compare.lease),
+}
+
+
+_OPERATORS: dict[int, Callable[[Any, Any], bool]] = {
+    pb.Compare.EQUAL: operator.eq,
+    pb.Compare.GREATER: operator.gt,
+    pb.Compare.LESS: operator.lt,
+    pb.Compare.NOT_EQUAL: operator.ne,
+}
+
+
+def _holds(compare: pb.Compare, kv: pb.KeyValue) -> bool:
+    """A union field other than the target's counts as unset, which is 0 or empty. Unknown targets compare as equal and
+    unknown operators hold, as in etcd."""
+    target = _TARGETS.get(compare.target)
+    have, want = target(kv, compare) if target else (0, 0)
+    compares = _OPERATORS.get(compare.result)
+    return compares is None or compares(have, want)
+
+
+# ---- reading only
+
+
+def read(view: View, txn: pb.TxnRequest, meter: Meter) -> Steps[bytes]:
+    """Answer a transaction that `requests.read_only` said yes to. What it will see is settled by this call, for both
+    branches, since which one it takes may need many slices to tell."""
+    compares = [compared(view, compare, meter) for compare in txn.compare]
+    branches = [[_later(view, op.request_range, meter) for op in ops] for ops in (txn.failure, txn.success)]
+    return _read(compares, branches, view.revision)
+
+
+def _later(view: View, request: pb.RangeRequest, meter: Meter) -> Steps[bytes] | errors.KvorumError:
+    try:
+        return ranged(view, request, meter)
+    except errors.KvorumError as refused:
+        return refused  # counts only if this branch is taken
+
+
+def _read(
+    compares: list[Steps[bool]], branches: list[list[Steps[bytes] | errors.KvorumError]], revision: int
+) -> Steps[bytes]:
+    succeeded = True
+    for compare in compares:
+        if not (yield from compare):
+            succeeded = False
+            break
+    taken = branches[succeeded]
+    for steps in taken:
+        if isinstance(steps, errors.KvorumError):
+            raise steps
+    header, answers = _header(revision), []
+    for steps in taken:
+        assert isinstance(steps, Generator)
+        answers.append((_RANGE, header + (yield from steps)))
+    return _body(succeeded, answers)
+
+
+# ---- writing
+
+
+def write(writer: Writer, txn: pb.TxnRequest) -> bytes:
+    """Do a checked transaction. Raises LeaseNotFound, KeyNotFound, FutureRevision or Compacted, having changed
+    nothing."""
+    path: list[bool] = []
+    _choose(writer, txn, path)
+    _check(writer, txn, iter(path))
+    return _execute(writer, txn, iter(path))
+
+
+def _taken(txn: pb.TxnRequest, succeeded: bool) -> list[pb.RequestOp]:
+    return list(txn.success if succeeded else txn.failure)
+
+
+def _choose(writer: Writer, txn: pb.TxnRequest, path: list[bool]) -> None:
+    """Append to `path` which branch is taken, here and then in each transaction inside it, in order."""
+    succeeded = all(drained(compared(writer, compare, Meter())) for compare in txn.compare)
+    path.append(succeeded)
+    for op in _taken(txn, succeeded):
+        if op.WhichOneof("request") == "request_txn":
+            _choose(writer, op.request_txn, path)
+
+
+def _check(writer: Writer, txn: pb.TxnRequest, path: Iterator[bool]) -> None:
+    for op in _taken(txn, next(path)):
+        kind = op.WhichOneof("request")
+        if kind == "request_put":
+            check_put(writer, op.request_put)
+        elif kind == "request_range":
+            check_revision(writer, op.request_range.revision)
+        elif kind == "request_txn":
+            _check(writer, op.request_txn, path)
+
+
+def _execute(writer: Writer, txn: pb.TxnRequest, path: Iterator[bool]) -> bytes:
+    succeeded, answers = next(path), []
+    for op in _taken(txn, succeeded):
+        kind = op.WhichOneof("request")
+        if kind == "request_put":
+            tag, body = _PUT, writer.put(op.request_put)
+        elif kind == "request_range":
+            tag, body = _RANGE, drained(ranged(writer, op.request_range, Meter()))
+        elif kind == "request_delete_range":
+            tag, body = _DELETE, writer.delete(op.request_delete_range)
+        else:
+            tag, body = _TXN, _execute(writer, op.request_txn, path)
+        answers.append((tag, _header(writer.head) + body))
+    return _body(succeeded, answers)
+
+
+def _header(revision: int) -> bytes:
+    return codec.field(b"\x0a", b"\x18" + codec.varint(revision))
+
+
+def _body(succeeded: bool, answers: list[tuple[bytes, bytes]]) -> bytes:
+    parts = [b"\x10\x01"] if succeeded else []
+    parts += [codec.field(b"\x1a", codec.field(tag, body)) for tag, body in answers]
+    return b"".join(parts)
