@@ -316,7 +316,7 @@ class Applyd:
             self._report()
 
     def _settle(self, number: int, results: list[Result]) -> None:
-        """Batch `number` was applied. Those before it that were not never will be under their number: see the module."""
+        """Batch `number` was applied. Those before it that were not never will be under theirs: see the module."""
         while self._pending:
             first = next(iter(self._pending))
             if first >= number:

@@ -31,10 +31,10 @@ class Tick(NamedTuple):
 
 
 class Floor(NamedTuple):
-    """Member `sender` will never need an entry up to `index` again: its store has them on disk. Between raft processes."""
+    """Between raft processes: `sender` will never need an entry `upto` this again, its store has them on disk."""
 
     sender: int
-    index: int
+    upto: int
 
 
 # ---- apply to raft
@@ -63,10 +63,10 @@ class ReadIndex(NamedTuple):
 
 
 class Applied(NamedTuple):
-    """Applied up to `index`, of which up to `durable` would survive a crash. Every tick at least: it is also the pulse."""
+    """Applied `upto`, of which up to `durable` would survive a crash. Also the pulse: every tick at least."""
 
     session: int
-    index: int
+    upto: int
     durable: int
 
 
@@ -107,7 +107,7 @@ class Status(NamedTuple):
 class ReadReady(NamedTuple):
     session: int
     context: int
-    index: int
+    upto: int
 
 
 class ReadFailed(NamedTuple):
@@ -273,13 +273,17 @@ def _decode(frame: bytes) -> Message:
             at += length
         return _whole(Committed(session, entries), at, size)
     if tag == _CHANGES:
-        return Changes(*_CHANGES_HEAD.unpack_from(frame, 1), _unpack_changes(frame, 1 + _CHANGES_HEAD.size))
+        session, sequence, revision = _CHANGES_HEAD.unpack_from(frame, 1)
+        return Changes(session, sequence, revision, _unpack_changes(frame, 1 + _CHANGES_HEAD.size))
     if tag == _PROPOSE:
-        return Propose(*_TWO.unpack_from(frame, 1), frame[1 + _TWO.size :])
+        session, number = _TWO.unpack_from(frame, 1)
+        return Propose(session, number, frame[1 + _TWO.size :])
     if tag == _HISTORY:
-        return History(*_HISTORY_HEAD.unpack_from(frame, 1), _unpack_changes(frame, 1 + _HISTORY_HEAD.size))
+        session, id, first, covered, compacted = _HISTORY_HEAD.unpack_from(frame, 1)
+        return History(session, id, first, covered, compacted, _unpack_changes(frame, 1 + _HISTORY_HEAD.size))
     if tag == _REJECTED:
-        return Rejected(*_TWO.unpack_from(frame, 1), frame[1 + _TWO.size :].decode())
+        session, number = _TWO.unpack_from(frame, 1)
+        return Rejected(session, number, frame[1 + _TWO.size :].decode())
     raise MalformedFrame(f"unknown message {tag}")
 
 
@@ -290,7 +294,7 @@ def _whole(message: Committed, at: int, size: int) -> Committed:
 
 
 def _pack_changes(changes: Sequence[Change]) -> bytes:
-    parts = []
+    parts: list[bytes] = []
     for revision, event, prev in changes:
         parts += (_CHANGE.pack(revision, len(event), len(prev)), event, prev)
     return b"".join(parts)

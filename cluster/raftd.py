@@ -271,14 +271,16 @@ class Raftd:
     # ---- outputs to apply
 
     def _feed(self) -> None:
-        until = self.core.applicable
-        while self._fed < until and self._feeding_bytes < WINDOW_BYTES:
-            entries = self.core.log.slice(self._fed + 1, until, SLICE_BYTES)
+        while self._may_feed():
+            entries = self.core.log.slice(self._fed + 1, self.core.applicable, SLICE_BYTES)
             self._fed = entries[-1].index
             size = sum(len(entry.data) for entry in entries)
             self._feeding.append((self._fed, size))
             self._feeding_bytes += size
             self.link.to_apply(Committed(self._session, entries))
+
+    def _may_feed(self) -> bool:
+        return self._attached and self._fed < self.core.applicable and self._feeding_bytes < WINDOW_BYTES
 
     def _tell_status(self, always: bool = False) -> None:
         core, before = self.core, self._status
@@ -294,8 +296,8 @@ class Raftd:
 
     @property
     def idle(self) -> bool:
-        """Nothing to do before something arrives: no slice of entries is waiting for its turn."""
-        return not self.core.has_ready
+        """Nothing to do before something arrives."""
+        return not self.core.has_ready and not self._may_feed()
 
 
 def main(argv: Sequence[str]) -> int:

@@ -47,7 +47,7 @@ def _bind(socket: zmq.Socket[bytes], urls: Iterable[str]) -> None:
         try:
             socket.bind(url)
         except zmq.ZMQError as error:
-            raise OSError(error.errno, f"cannot listen on {url}: {zmq.strerror(error.errno)}") from error
+            raise OSError(error.errno, f"cannot listen on {url}: {error.strerror}") from error
 
 
 def peer_listener(context: zmq.Context[zmq.Socket[bytes]], url: str) -> zmq.Socket[bytes]:

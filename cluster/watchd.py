@@ -271,7 +271,7 @@ class Watchd:
             self._place(watcher)
 
     def _parts(self, watcher: Watcher, wanted: list[Seen], covered: int) -> Iterable[tuple[list[bytes], int]]:
-        """Cut into messages of bounded size between revisions. Yields (messages that belong together, last revision)."""
+        """Cut into messages of bounded size, between revisions. Yields (messages to send together, last revision)."""
         if not wanted:
             yield [], covered
             return
