@@ -1,0 +1,383 @@
+"""The apply process against a raft process played by the test: who is answered what, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from cluster.applyd import Applyd, Superseded
+from cluster.internal import (
+    Applied,
+    Attach,
+    Attached,
+    Committed,
+    Fenced,
+    Message,
+    Propose,
+    ReadFailed,
+    ReadIndex,
+    ReadReady,
+    Rejected,
+    Status,
+    Tick,
+)
+from cluster.links import ClientFrame
+from cluster.metrics import ApplyBoard
+from kvorum import etcd_pb2 as pb
+from kvorum import wire
+from kvorum.errors import Code
+from kvorum.wire import Kind, Method
+from storage.codec import varint
+from storage.entry import Entry
+from storage.keyspace import Keyspace
+from storage.memory import MemoryEngine
+from storage.requests import Limits
+
+ELECTION, TIMEOUT = 10, 70
+
+
+class Node:
+    """As much of cluster.node.Node as Applyd asks for."""
+
+    member_id = 1
+    member_ids = frozenset({1, 2, 3})
+    store_bytes = 0
+    publication = pb.MemberPublish(member=pb.Member(ID=1))
+
+    def header(self, revision: int, term: int) -> bytes:
+        body = b"\x18" + varint(revision) if revision else b""
+        return b"\x0a" + varint(len(body)) + body
+
+
+class Stage:
+    """Applyd with everything around it in the test's hands: `raft` is what it said, `inbox` what clients were told."""
+
+    def __init__(self, quota_bytes: int = 0) -> None:
+        self.incoming: list[object] = []
+        self.raft: list[Message] = []
+        self.inbox: dict[bytes, list[wire.Record]] = {}
+        self.keyspace = Keyspace(MemoryEngine())
+        board = ApplyBoard()
+        board.open(None)
+        self.apply = Applyd(
+            self.keyspace,
+            self,
+            Node(),  # type: ignore[arg-type]
+            board,
+            epoch=7,
+            limits=Limits(),
+            quota_bytes=quota_bytes,
+            election_ticks=ELECTION,
+            timeout_ticks=TIMEOUT,
+        )
+        self.apply._published_at = 1 << 60  # this test is about clients' requests
+        self.session = 0
+        self.index = 0
+
+    # The link.
+
+    def receive(self) -> list[object]:
+        items, self.incoming = self.incoming, []
+        return items
+
+    def to_raft(self, message: Message) -> None:
+        self.raft.append(message)
+
+    def to_watch(self, message: Message) -> None:
+        raise AssertionError("nobody watches")
+
+    def reply(self, identity: bytes, records: Sequence[bytes]) -> None:
+        self.inbox.setdefault(identity, []).extend(wire.decode(b"".join(records)))
+
+    # What happens.
+
+    def turn(self, *items: object) -> None:
+        self.incoming += items
+        self.apply.turn()
+
+    def attach(self, leader: int = 1, term: int = 1) -> None:
+        self.session += 1
+        self.turn(Attached(self.session), Status(self.session, term, leader, 0))
+
+    def said(self, kind: type[Message]) -> list[Message]:
+        """What raft was told of this kind since it was last asked."""
+        found = [message for message in self.raft if isinstance(message, kind)]
+        self.raft = [message for message in self.raft if not isinstance(message, kind)]
+        return found
+
+    def commit(self, *proposals: Propose) -> None:
+        entries = []
+        for proposal in proposals:
+            self.index += 1
+            entries.append(Entry(1, self.index, 0, proposal.data))
+        self.turn(Committed(self.session, entries))
+
+    def answers(self, identity: bytes = b"c") -> dict[int, tuple[int, bytes]]:
+        return {record.id: (record.status, record.payload) for record in self.inbox.pop(identity, [])}
+
+    def tick(self, count: int) -> None:
+        for _ in range(count):
+            self.turn(Tick())
+
+
+def put(id: int, key: bytes, value: bytes = b"v") -> bytes:
+    return wire.encode(
+        Method.PUT, Kind.CALL, 0, id, pb.PutRequest(key=key, value=value, prev_kv=True).SerializeToString()
+    )
+
+
+def get(id: int, key: bytes, serializable: bool = False) -> bytes:
+    request = pb.RangeRequest(key=key, serializable=serializable)
+    return wire.encode(Method.RANGE, Kind.CALL, 0, id, request.SerializeToString())
+
+
+@pytest.fixture
+def stage() -> Stage:
+    made = Stage()
+    made.attach()
+    made.raft.clear()
+    return made
+
+
+def proposals(stage: Stage) -> list[Propose]:
+    return [message for message in stage.said(Propose) if isinstance(message, Propose)]
+
+
+def test_the_writes_of_a_wakeup_are_one_proposal_and_are_answered_after_their_commit(stage: Stage) -> None:
+    stage.turn(ClientFrame(b"c", put(1, b"a") + put(2, b"b")), ClientFrame(b"d", put(1, b"c")))
+    (proposal,) = proposals(stage)
+    assert not stage.inbox
+    stage.commit(proposal)
+    assert set(stage.answers(b"c")) == {1, 2}
+    assert set(stage.answers(b"d")) == {1}
+
+
+def test_each_answer_goes_to_its_own_request_though_a_bad_one_stands_between(stage: Stage) -> None:
+    """RELIABILITY T5: answers shifted by one."""
+    records = [
+        put(1, b"a", b"1"),
+        put(2, b""),
+        get(3, b"a", serializable=True),
+        put(4, b"a", b"4"),
+        wire.encode(99, Kind.CALL, 0, 5, b""),
+        wire.encode(Method.PUT, Kind.CALL, 0, 6, b"\xff"),
+        wire.encode(Method.PUT, Kind.REPLY, 0, 7, b""),
+        wire.encode(Method.DELETE_RANGE, Kind.CALL, 0, 8, pb.DeleteRangeRequest(key=b"a").SerializeToString()),
+    ]
+    stage.turn(ClientFrame(b"c", b"".join(records)))
+    at_once = stage.answers()
+    assert {id: status for id, (status, _) in at_once.items()} == {
+        2: Code.INVALID_ARGUMENT,
+        3: Code.OK,
+        5: Code.UNIMPLEMENTED,
+        6: Code.INTERNAL,
+        7: Code.UNIMPLEMENTED,
+    }
+    assert at_once[5][1] == b"unknown method 99"
+    stage.commit(*proposals(stage))
+    later = stage.answers()
+    assert set(later) == {1, 4, 8}
+    assert pb.PutResponse.FromString(later[4][1]).prev_kv.value == b"1"
+    assert pb.DeleteRangeResponse.FromString(later[8][1]).deleted == 1
+
+
+def test_a_frame_that_is_no_batch_is_answered_and_nothing_of_it_done(stage: Stage) -> None:
+    stage.turn(ClientFrame(b"c", put(1, b"a")[:-1]))
+    (record,) = stage.inbox.pop(b"c")
+    assert (record.id, record.status) == (0, Code.INTERNAL)
+    assert not proposals(stage)
+
+
+def test_after_a_change_of_leader_unanswered_batches_are_proposed_again_and_applied_once(stage: Stage) -> None:
+    stage.turn(ClientFrame(b"c", put(1, b"a", b"first")))
+    (first,) = proposals(stage)
+    stage.turn(Status(stage.session, 2, 3, 0))
+    (again,) = proposals(stage)
+    assert again.data == first.data
+    stage.commit(first, again)  # the old leader's copy made it after all
+    assert set(stage.answers()) == {1}
+    assert stage.keyspace.revision == 2
+
+
+def test_a_batch_that_a_later_one_has_passed_gets_a_new_number_at_once(stage: Stage) -> None:
+    """Only a rising number is applied, so the old copy is dead, whenever it may still arrive."""
+    stage.turn(ClientFrame(b"c", put(1, b"a")))
+    (lost,) = proposals(stage)
+    stage.turn(ClientFrame(b"c", put(2, b"b")))
+    (passed,) = proposals(stage)
+    stage.commit(passed)
+    assert set(stage.answers()) == {2}
+    (anew,) = proposals(stage)
+    assert anew.number > passed.number
+    stage.commit(lost, anew, lost)
+    assert set(stage.answers()) == {1}
+    assert stage.keyspace.revision == 3
+
+
+def test_a_batch_unanswered_for_long_is_proposed_again(stage: Stage) -> None:
+    """A message between two nodes may be lost without anybody noticing."""
+    stage.turn(ClientFrame(b"c", put(1, b"a")))
+    (first,) = proposals(stage)
+    stage.tick(2 * ELECTION + 1)
+    again = proposals(stage)
+    assert [p.data for p in again] == [first.data]
+    stage.commit(first)
+    stage.tick(4 * ELECTION)
+    assert not proposals(stage)
+
+
+def test_a_new_raft_process_is_told_everything_again(stage: Stage) -> None:
+    """RELIABILITY T9: what was said to the dead one may not have been heard."""
+    stage.turn(ClientFrame(b"c", put(1, b"a") + get(2, b"a")))
+    (first,) = proposals(stage)
+    stage.said(ReadIndex)
+    stage.turn(Fenced(0))
+    assert stage.said(Attach)
+    stage.attach()
+    (again,) = proposals(stage)
+    assert again.data == first.data
+    stage.turn()
+    assert len(stage.said(ReadIndex)) == 1
+
+
+def test_entries_of_another_session_are_not_applied(stage: Stage) -> None:
+    stage.turn(Committed(stage.session - 1, [Entry(1, 1, 0, b"")]))
+    assert stage.keyspace.applied == (0, 0)
+
+
+def test_a_hole_in_the_entries_ends_the_process(stage: Stage) -> None:
+    """RELIABILITY T9."""
+    with pytest.raises(AssertionError):
+        stage.turn(Committed(stage.session, [Entry(1, 2, 0, b"")]))
+    assert stage.keyspace.applied == (0, 0)
+
+
+def test_a_superseded_process_ends(stage: Stage) -> None:
+    with pytest.raises(Superseded):
+        stage.turn(Fenced(8))
+
+
+def test_a_read_waits_until_the_index_it_was_given_is_applied(stage: Stage) -> None:
+    """RELIABILITY T6."""
+    stage.turn(ClientFrame(b"w", put(1, b"a", b"new")))
+    (write,) = proposals(stage)
+    stage.turn(ClientFrame(b"c", get(1, b"a")))
+    (asked,) = stage.said(ReadIndex)
+    assert isinstance(asked, ReadIndex)
+    stage.turn(ReadReady(stage.session, asked.context, 1))
+    assert not stage.answers()
+    stage.commit(write)
+    (_, payload) = stage.answers()[1]
+    assert pb.RangeResponse.FromString(payload).kvs[0].value == b"new"
+
+
+def test_the_reads_of_a_wakeup_share_one_read_index_and_each_attempt_has_its_own_context(stage: Stage) -> None:
+    """etcd #20418: a context that is used twice lets an old answer pass for a new one."""
+    stage.turn(ClientFrame(b"c", get(1, b"a") + get(2, b"b")), ClientFrame(b"d", get(1, b"a")))
+    (first,) = stage.said(ReadIndex)
+    assert isinstance(first, ReadIndex)
+    stage.turn(ReadFailed(stage.session, first.context))
+    (second,) = stage.said(ReadIndex)
+    assert isinstance(second, ReadIndex)
+    assert second.context != first.context
+    stage.turn(ReadReady(stage.session, first.context, 0))
+    assert not stage.inbox
+    stage.turn(ReadReady(stage.session, second.context, 0))
+    assert set(stage.answers(b"c")) == {1, 2}
+    assert set(stage.answers(b"d")) == {1}
+
+
+def test_a_lost_read_index_is_asked_again(stage: Stage) -> None:
+    stage.turn(ClientFrame(b"c", get(1, b"a")))
+    stage.said(ReadIndex)
+    stage.tick(ELECTION + 1)
+    assert len(stage.said(ReadIndex)) == 1
+
+
+def test_without_a_leader_a_write_is_never_sent_and_in_the_end_surely_not_done(stage: Stage) -> None:
+    stage.turn(Status(stage.session, 2, 0, 0))
+    stage.turn(ClientFrame(b"c", put(1, b"a") + get(2, b"a")))
+    stage.tick(TIMEOUT + 1)
+    answers = stage.answers()
+    assert answers == {1: (Code.UNAVAILABLE, b"etcdserver: no leader"), 2: (Code.UNAVAILABLE, b"etcdserver: no leader")}
+    assert not proposals(stage)
+    stage.turn(Status(stage.session, 3, 2, 0))
+    assert not proposals(stage)
+
+
+def test_a_write_that_was_sent_and_not_heard_of_again_is_perhaps_done(stage: Stage) -> None:
+    stage.turn(ClientFrame(b"c", put(1, b"a")))
+    (sent,) = proposals(stage)
+    stage.tick(TIMEOUT + 1)
+    assert stage.answers() == {1: (Code.UNAVAILABLE, b"etcdserver: request timed out")}
+    proposals(stage)
+    stage.commit(sent)
+    assert stage.keyspace.revision == 2
+    assert not stage.answers()
+
+
+def test_a_refusal_of_the_only_attempt_is_certain_and_of_a_second_one_is_not(stage: Stage) -> None:
+    stage.turn(ClientFrame(b"c", put(1, b"a")))
+    (only,) = proposals(stage)
+    stage.turn(Rejected(stage.session, only.number, "too many requests"))
+    assert stage.answers() == {1: (Code.RESOURCE_EXHAUSTED, b"etcdserver: too many requests")}
+    stage.turn(ClientFrame(b"c", put(2, b"a")))
+    (first,) = proposals(stage)
+    stage.turn(Status(stage.session, 2, 2, 0))
+    assert proposals(stage)
+    stage.turn(Rejected(stage.session, first.number, "too many requests"))
+    assert not stage.answers()
+    stage.commit(first)
+    assert stage.answers()[2][0] == Code.OK
+
+
+def test_a_proposal_that_met_no_leader_is_proposed_to_the_next(stage: Stage) -> None:
+    stage.turn(ClientFrame(b"c", put(1, b"a")))
+    (first,) = proposals(stage)
+    stage.turn(Rejected(stage.session, first.number, "no leader"))
+    assert not stage.answers()
+    stage.turn(Status(stage.session, 1, 0, 0), Status(stage.session, 2, 2, 0))
+    (again,) = proposals(stage)
+    assert again.data == first.data
+
+
+def test_a_backlog_refuses_writes_at_once_and_reads_go_on(stage: Stage) -> None:
+    """etcd: committed - applied over 5000."""
+    stage.turn(Status(stage.session, 1, 1, 5001))
+    stage.turn(ClientFrame(b"c", put(1, b"a") + get(2, b"a", serializable=True)))
+    answers = stage.answers()
+    assert answers[1] == (Code.RESOURCE_EXHAUSTED, b"etcdserver: too many requests")
+    assert answers[2][0] == Code.OK
+
+
+def test_over_the_quota_puts_are_refused_and_deletes_are_not() -> None:
+    stage = Stage(quota_bytes=100)
+    stage.attach()
+    stage.apply.node.store_bytes = 1000
+    delete = pb.DeleteRangeRequest(key=b"a").SerializeToString()
+    stage.turn(ClientFrame(b"c", put(1, b"a") + wire.encode(Method.DELETE_RANGE, Kind.CALL, 0, 2, delete)))
+    assert stage.answers() == {1: (Code.RESOURCE_EXHAUSTED, b"etcdserver: mvcc: database space exceeded")}
+    stage.commit(*proposals(stage))
+    assert stage.answers()[2][0] == Code.OK
+
+
+def test_a_physical_compaction_is_answered_after_the_sweep(stage: Stage) -> None:
+    for i in range(3):
+        stage.turn(ClientFrame(b"w", put(i, b"a")))
+        stage.commit(*proposals(stage))
+    request = pb.CompactionRequest(revision=3, physical=True).SerializeToString()
+    stage.turn(ClientFrame(b"c", wire.encode(Method.COMPACT, Kind.CALL, 0, 1, request)))
+    stage.apply.keyspace.sweep()
+    (compaction,) = proposals(stage)
+    stage.commit(compaction)
+    while not (answers := stage.answers()):
+        stage.turn()
+    assert answers[1][0] == Code.OK
+    assert stage.keyspace.swept == 3
+
+
+def test_raft_is_told_what_was_applied(stage: Stage) -> None:
+    stage.turn(ClientFrame(b"c", put(1, b"a")))
+    stage.commit(*proposals(stage))
+    assert Applied(stage.session, 1, 0) in stage.raft
