@@ -33,8 +33,6 @@ from typing import NamedTuple, Protocol, TypeVar
 import zmq
 from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as Protobuf
-from storage.keyspace import Keyspace, Result, Scan
-from storage.rocks import RocksEngine
 
 from cluster import metrics
 from cluster.config import NodeConfig
@@ -68,7 +66,9 @@ from kvorum import etcd_pb2 as pb
 from kvorum.wire import Kind, Method
 from storage.codec import pack_proposal, unpack_proposal
 from storage.failpoint import hit
+from storage.keyspace import Keyspace, Result, Scan
 from storage.requests import Limits, Path, admit, cost
+from storage.rocks import RocksEngine
 
 ENTRY_BYTES = 1 << 20
 """A batch is cut into entries of about this size."""
@@ -396,8 +396,12 @@ class Applyd:
             raise errors.TooManyRequests
         if self._status.commit - self.keyspace.applied[0] > BACKLOG_ENTRIES_MAX:
             raise errors.TooManyRequests
-        if self._quota_bytes and self.node.store_bytes + cost(method, payload) > self._quota_bytes:
-            raise errors.NoSpace
+        if self._quota_bytes:
+            room = self._quota_bytes - self.node.store_bytes
+            if room < len(payload) + 256 * self.limits.max_txn_ops:  # close enough to look at what it costs
+                growth = cost(method, payload)
+                if growth and growth > room:
+                    raise errors.NoSpace
 
     # ---- writes
 
