@@ -81,12 +81,12 @@ def events(engine: Engine, first: int, last: int, max_bytes: int, compacted: int
     found: list[Change] = []
     whole, size, current = 0, 0, -1  # `whole`: how many of `found` are of finished revisions
     for place, event in engine.scan(codec.revision_key(first, 0), codec.revision_key(last + 1, 0)):
-        main, _ = codec.revision_place(place)
+        main, sub = codec.revision_place(place)
         if main != current:
             current, whole = main, len(found)
             if found and size + len(event) > max_bytes:
                 return found
-        prev = _before(engine, main, event) if main > compacted else b""
+        prev = _before(engine, main, sub, event) if main > compacted else b""
         size += len(event) + len(prev)
         if size > max_bytes and whole:
             return found[:whole]
@@ -94,8 +94,8 @@ def events(engine: Engine, first: int, last: int, max_bytes: int, compacted: int
     return found
 
 
-def _before(engine: Engine, main: int, event: bytes) -> bytes:
+def _before(engine: Engine, main: int, sub: int, event: bytes) -> bytes:
     change = codec.parse_event(event)
-    if change.type == codec.PUT and change.kv.version == 1 and change.kv.create_revision == main:
-        return b""
+    if change.kv.version == 1 and sub == 0:
+        return b""  # (a later place may follow a deletion within the same revision)
     return Past(engine, main - 1).get(change.kv.key) or b""

@@ -1,0 +1,1 @@
+"""What is agreed and how it is kept."""
