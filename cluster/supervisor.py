@@ -37,7 +37,7 @@ GRACE_SECONDS = 5.0
 """How long a child may take to end by itself."""
 
 
-def run(config: NodeConfig, environment: Mapping[str, str], children: Mapping[str, str] = CHILDREN) -> int:
+def run(config: NodeConfig, environment: Mapping[str, str]) -> int:
     """Run the node until SIGTERM, SIGINT or a final exit code. Returns the process's exit code."""
     log.setup(config.name, config.log_level)
     try:
@@ -53,7 +53,7 @@ def run(config: NodeConfig, environment: Mapping[str, str], children: Mapping[st
         data.close()
         return Exit.USAGE
     try:
-        return Supervisor(config._replace(run_dir=run_dir.path), data, environment, children).run()
+        return Supervisor(config._replace(run_dir=run_dir.path), data, environment).run()
     finally:
         run_dir.remove()
         data.close()
@@ -62,16 +62,14 @@ def run(config: NodeConfig, environment: Mapping[str, str], children: Mapping[st
 class Supervisor:
     """A node whose directories are there and locked."""
 
-    def __init__(
-        self, config: NodeConfig, data: DataDir, environment: Mapping[str, str], children: Mapping[str, str]
-    ) -> None:
-        self.config, self.data, self._children = config, data, children
+    def __init__(self, config: NodeConfig, data: DataDir, environment: Mapping[str, str]) -> None:
+        self.config, self.data = config, data
         os.mkdir(metrics.directory(config.run_dir), 0o700)
         self._node_json = os.path.join(config.run_dir, "node.json")
         config.save(self._node_json)
         self._environment = {**environment, "KVORUM_NAME": config.name, "KVORUM_LOG_LEVEL": config.log_level}
         self._boards = metrics.boards([peer.id for peer in config.peers])
-        self.keeper = Keeper(children, self._spawn, self._verdict, self._changed)
+        self.keeper = Keeper(CHILDREN, self._spawn, self._verdict, self._changed)
 
     def run(self) -> int:
         server = Server(self.config, self.pids, self.restarts)
@@ -86,7 +84,7 @@ class Supervisor:
             log.error(str(refused))
             code = refused.code
         _notify("STOPPING=1")
-        self.keeper.stop(*([name] for name in reversed(list(self._children))), grace_seconds=GRACE_SECONDS)
+        self.keeper.stop(*([name] for name in reversed(list(CHILDREN))), grace_seconds=GRACE_SECONDS)
         server.close()
         return code
 
@@ -113,9 +111,7 @@ class Supervisor:
         try:
             epoch = self.data.next_epoch()
             hit("supervisor.before_spawn")
-            return spawn(
-                [self._children[name], self._node_json, str(epoch)], inherit=lock, environment=self._environment
-            )
+            return spawn([CHILDREN[name], self._node_json, str(epoch)], inherit=lock, environment=self._environment)
         except OSError as error:
             if error.errno == errno.EIO:
                 raise Refused(Exit.DISK_FAILED, f"writing to {self.config.data_dir} failed: {error}") from error

@@ -54,33 +54,39 @@ def ports() -> Iterator[PortBlock]:
     block.release()
 
 
-def descendants(of: int) -> set[int]:
-    """The living processes below `of`, from /proc."""
-    parents: dict[int, int] = {}
+MARK = "TESTS_OF_KVORUM"
+os.environ[MARK] = str(os.getpid())  # inherited by whatever is started from here, even if its parent dies
+
+
+def _ours() -> dict[int, int]:
+    """The living processes that were started from this one, directly or not, with their parents."""
+    found: dict[int, int] = {}
+    mark = f"{MARK}={os.getpid()}".encode()
     for entry in os.listdir("/proc"):
-        if entry.isdecimal():
-            try:
-                with open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as file:
-                    fields = file.read().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if fields[0] != "Z":
-                parents[int(entry)] = int(fields[1])
-    found: set[int] = set()
-    while new := {pid for pid, parent in parents.items() if parent in found | {of}} - found:
-        found |= new
+        if not entry.isdecimal() or int(entry) == os.getpid():
+            continue
+        try:
+            with open(f"/proc/{entry}/environ", "rb") as file:
+                environment = file.read().split(b"\0")
+            with open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as file:
+                state, parent = file.read().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        if mark in environment and state != "Z":
+            found[int(entry)] = int(parent)
     return found
 
 
 @pytest.fixture(autouse=True)
 def no_process_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves a process running, and end that process."""
-    if "system" not in str(request.node.path):
+    if request.node.path.parent.name != "system":
         yield
         return
-    before = descendants(os.getpid())
+    before = _ours()
     yield
-    left = descendants(os.getpid()) - before
+    after = _ours()
+    left = {pid for pid in after if pid not in before and after[pid] not in before}
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert not left, f"processes left behind: {sorted(left)}"
