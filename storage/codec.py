@@ -43,6 +43,7 @@ MEMBER, MEMBER_END = b"mmember/", b"mmember0"
 SUB_MAX = 0xFFFFFFFF
 _MAIN_MAX = 0xFFFFFFFFFFFFFFFF
 _PLACE = struct.Struct(">QI")
+_REVISION = struct.Struct(">cQI")
 _ID = struct.Struct(">Q")
 PLACE_SIZE = _PLACE.size
 
@@ -51,7 +52,7 @@ unpack_place = _PLACE.unpack
 
 
 def revision_key(main: int, sub: int) -> bytes:
-    return b"r" + _PLACE.pack(main, sub)
+    return _REVISION.pack(b"r", main, sub)
 
 
 def revision_place(key: bytes) -> tuple[int, int]:
@@ -130,18 +131,25 @@ _SHORT = tuple(_varint(n) for n in range(2048))
 
 def varint(n: int) -> bytes:
     """`n` >= 0 as protobuf writes an integer or a length."""
-    return _SHORT[n] if n < 2048 else _varint(n)
+    if n < 2048:
+        return _SHORT[n]
+    if n < 1 << 21:
+        return bytes((n & 0x7F | 0x80, n >> 7 & 0x7F | 0x80, n >> 14))
+    if n < 1 << 28:
+        return bytes((n & 0x7F | 0x80, n >> 7 & 0x7F | 0x80, n >> 14 & 0x7F | 0x80, n >> 21))
+    return _varint(n)
 
 
 def field(tag: bytes, body: bytes) -> bytes:
     """One length-delimited field; `tag` is the encoded field number and wire type."""
     n = len(body)
-    return tag + (_SHORT[n] if n < 2048 else _varint(n)) + body
+    return tag + (_SHORT[n] if n < 2048 else varint(n)) + body
 
 
 def lifetime(create: int, main: int, version: int) -> bytes:
     """The KeyValue fields between key and value; also the whole value of an `h` entry."""
-    return b"\x10" + varint(create) + b"\x18" + varint(main) + b"\x20" + varint(version)
+    now = varint(main)
+    return b"\x10" + (now if create == main else varint(create)) + b"\x18" + now + b"\x20" + varint(version)
 
 
 def key_value(key: bytes, life: bytes, value: bytes, lease: int) -> bytes:

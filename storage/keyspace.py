@@ -31,6 +31,9 @@ from storage.turn import Outcome, Result, refusal
 __all__ = ["Change", "Keyspace", "Outcome", "Result", "Scan", "Turn"]
 
 
+_RANGE = int(Method.RANGE)
+
+
 class Turn(turns.Turn):
     """Everything applied in one wake-up: apply() for each entry in order, then commit(). Dropping it undoes all of
     it."""
@@ -154,6 +157,11 @@ class Keyspace:
         A small one is answered at once. A large one has done its first slice and is handed back as a Scan. Refusals are
         results; only errors of the engine are raised.
         """
+        if method == _RANGE:
+            key = requests.lone_key(payload)
+            if key is not None:
+                kv = self.engine.get(b"k" + key)
+                return Result(0, self.state.revision, b"" if kv is None else codec.field(b"\x12", kv) + b"\x20\x01")
         view = _View(self.engine, self.state)
         try:
             steps = self._reading(view, method, payload)

@@ -95,6 +95,20 @@ _REQUESTS: dict[int, Any] = {
 }
 
 
+def lone_key(payload: bytes) -> bytes | None:
+    """The key, if a RANGE asks for the newest value of one key and nothing else, in the usual encoding: most do, and
+    need no parsing. None says nothing about the request."""
+    size = len(payload)
+    if size > 2 and payload[0] == 0x0A:
+        length = payload[1]
+        if 0 < length < 0x80 and (length + 2 == size or (length + 4 == size and payload.endswith(_SERIALIZABLE))):
+            return payload[2 : length + 2]
+    return None
+
+
+_SERIALIZABLE = b"\x38\x01"
+
+
 def read_only(txn: pb.TxnRequest) -> bool:
     """Only ranges in both branches, and nothing nested: such a transaction needs no log entry. An empty one is, too."""
     return all(op.WhichOneof("request") == "request_range" for op in (*txn.success, *txn.failure))

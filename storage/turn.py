@@ -25,7 +25,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from google.protobuf.message import DecodeError
 
 from kvorum import errors, wire
 from kvorum import etcd_pb2 as pb
@@ -135,7 +137,7 @@ class Turn:
         self._origins_before = origins
         self._overlay = Overlay(engine)
         self._sub = 0  # changes of the record being done
-        self._first: dict[bytes, bytes] = {}  # what keys changed by it were before
+        self._first: dict[bytes, bytes] = {}  # what keys changed by it were before, b"" if nothing
 
     # ---- what a record sees
 
@@ -185,26 +187,23 @@ class Turn:
 
     def _records(self, records: list[wire.Record]) -> list[Result]:
         parsed = [_parsed(record) for record in records]
-        self._overlay.fetch([request.key for request in parsed if isinstance(request, pb.PutRequest)])
-        return [self._record(record, request) for record, request in zip(records, parsed, strict=True)]
-
-    def _record(self, record: wire.Record, request: object) -> Result:
-        if isinstance(request, errors.KvorumError):
-            return refusal(request, self.revision)
-        try:
-            if isinstance(request, pb.PutRequest):
-                txn.check_put(self, request)
-                body = self.put(request)
-            elif isinstance(request, pb.DeleteRangeRequest):
-                body = self.delete(request)
-            elif isinstance(request, pb.TxnRequest):
-                body = txn.write(self, request)
-            elif isinstance(request, pb.CompactionRequest):
-                body = self._compact(request.revision)
-            elif isinstance(request, pb.MemberPublish):
-                body = self._publish(request)
+        self._overlay.fetch([request[0] for request in parsed if type(request) is tuple])
+        kvs, results = self._overlay.kvs, []
+        for request in parsed:
+            if type(request) is tuple:  # the shortest way, for what most records are
+                key, value = request
+                old = kvs[key]
+                self._write(key, value, 0, old, old or b"")
+                self.revision += 1
+                self._sub = 0
+                results.append(Result(0, self.revision, b""))
             else:
-                raise errors.Unimplemented
+                results.append(self._record(request))
+        return results
+
+    def _record(self, request: object) -> Result:
+        try:
+            body = self._do(request)
         except errors.KvorumError as error:
             assert not self._sub, "a refused record has changed something"
             return refusal(error, self.revision)
@@ -214,25 +213,44 @@ class Turn:
             self._first.clear()
         return Result(0, self.revision, body)
 
+    def _do(self, request: object) -> bytes:
+        if isinstance(request, pb.PutRequest):
+            txn.check_put(self, request)
+            return self.put(request)
+        if isinstance(request, pb.TxnRequest):
+            return txn.write(self, request)
+        if isinstance(request, pb.DeleteRangeRequest):
+            return self.delete(request)
+        if isinstance(request, pb.CompactionRequest):
+            return self._compact(request.revision)
+        if isinstance(request, pb.MemberPublish):
+            return self._publish(request)
+        assert isinstance(request, errors.KvorumError)
+        raise request
+
     # ---- changes
 
     def put(self, request: pb.PutRequest) -> bytes:
         key, value, lease = request.key, request.value, request.lease
         old = self._overlay.get(key)
-        main = self.revision + 1
-        create, version = main, 1
         if old is not None:
-            was = pb.KeyValue.FromString(old)
-            create, version = was.create_revision, was.version + 1
             if request.ignore_value:
-                value = was.value
+                value = pb.KeyValue.FromString(old).value
             if request.ignore_lease:
-                lease = was.lease
-        life = codec.lifetime(create, main, version)
+                lease = pb.KeyValue.FromString(old).lease
+        self._write(key, value, lease, old, self._first.setdefault(key, old or b""))
+        return codec.field(b"\x12", old) if request.prev_kv and old is not None else b""
+
+    def _write(self, key: bytes, value: bytes, lease: int, old: bytes | None, prev: bytes) -> None:
+        main = self.revision + 1
+        if old is None:
+            life = codec.lifetime(main, main, 1)
+        else:
+            was = pb.KeyValue.FromString(old)
+            life = codec.lifetime(was.create_revision, main, was.version + 1)
         kv = codec.key_value(key, life, value, lease)
         self.batch.put(b"k" + key, kv)
-        self._changed(key, kv, codec.put_event(kv), life, old)
-        return codec.field(b"\x12", old) if request.prev_kv and old is not None else b""
+        self._changed(key, kv, codec.field(b"\x12", kv), life, prev)
 
     def delete(self, request: pb.DeleteRangeRequest) -> bytes:
         key, end = request.key, codec.span_end(request.key, request.range_end)
@@ -244,7 +262,8 @@ class Turn:
         main = self.revision + 1
         for gone, kv in found:
             self.batch.delete(b"k" + gone)
-            self._changed(gone, None, codec.delete_event(gone, main), b"", kv)
+            prev = self._first.setdefault(gone, kv)
+            self._changed(gone, None, codec.delete_event(gone, main), b"", prev)
         if not found:
             return b""
         body = b"\x10" + codec.varint(len(found))
@@ -252,14 +271,14 @@ class Turn:
             body += b"".join([codec.field(b"\x1a", kv) for _, kv in found])
         return body
 
-    def _changed(self, key: bytes, kv: bytes | None, event: bytes, life: bytes, old: bytes | None) -> None:
-        """One change more of this record: into the batch, the overlay, and the history."""
-        main, sub = self.revision + 1, self._sub
-        self._sub = sub + 1
-        self.batch.put(codec.revision_key(main, sub), event)
-        self.batch.put(codec.history_key(key, main, sub), life)
+    def _changed(self, key: bytes, kv: bytes | None, event: bytes, life: bytes, prev: bytes) -> None:
+        """One change more of this record: into the history, the overlay, and what commit returns."""
+        main, sub, batch = self.revision + 1, self._sub, self.batch
+        batch.put(codec.revision_key(main, sub), event)
+        batch.put(codec.history_key(key, main, sub), life)
         self._overlay.set(key, kv)
-        self.changes.append(Change(main, event, self._first.setdefault(key, old or b"")))
+        self._sub = sub + 1
+        self.changes.append(Change(main, event, prev))
 
     def _compact(self, revision: int) -> bytes:
         if revision <= self.compacted:
@@ -275,11 +294,23 @@ class Turn:
         return b""
 
 
-def _parsed(record: wire.Record) -> object:
-    """The message, or the error to answer with. Reads have no place in the log, except inside transactions."""
-    if record.method == Method.RANGE:
-        return errors.Unimplemented()
+def _parsed(record: wire.Record) -> Any:
+    """Key and value of a put that says nothing else; else the message, or the error to answer with. Reads have no place
+    in the log, except inside transactions."""
+    method, payload = record.method, record.payload
     try:
-        return requests.parse(record.method, record.payload)
+        if method == _PUT:
+            put = pb.PutRequest.FromString(payload)
+            key = put.key
+            if key and not (put.lease or put.prev_kv or put.ignore_value or put.ignore_lease):
+                return key, put.value
+        elif method == _RANGE:
+            raise errors.Unimplemented
+        return requests.parse(method, payload)
+    except DecodeError:
+        return errors.Malformed()
     except errors.KvorumError as error:
         return error
+
+
+_PUT, _RANGE = int(Method.PUT), int(Method.RANGE)
