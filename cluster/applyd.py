@@ -255,6 +255,8 @@ class Applyd:
 
     def _attached(self, session: int) -> None:
         """A fresh conversation: what was said in the one before may not have been heard."""
+        if self._session:
+            return  # the answer to an older asking: its entries begin where this store was then. Raft will fence us
         self._session = session
         self._status = Status(session, 0, 0, 0)
         self._reads[:0] = [read for asked in self._rounds.values() for read in asked.reads]
