@@ -1,0 +1,162 @@
+"""`make up` and `make down`: a local three-node cluster in the background, and a look at it.
+
+    .kvorum/data/     the nodes' data directories; kept when the cluster stops
+    .kvorum/log       what the processes say
+    .kvorum/pid       the process of `kvorum local`
+
+`up` starts the cluster unless it runs, waits until every node says it is healthy, and shows a put on one node, a get on
+another and a watch event on the third. `down` stops it and sees that no process is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from cluster import local
+
+NODES = 3
+HEALTHY_SECONDS_MAX = 60.0
+STOP_SECONDS_MAX = 60.0
+
+STATE = Path(".kvorum")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="up.py", description=__doc__, allow_abbrev=False)
+    parser.add_argument("act", choices=["up", "down"])
+    parser.add_argument("--base-port", type=int)
+    arguments = parser.parse_args()
+    os.chdir(Path(__file__).resolve().parents[1])
+    if arguments.act == "down":
+        return down()
+    return up(arguments.base_port)
+
+
+def up(base_port: int | None) -> int:
+    STATE.mkdir(mode=0o700, exist_ok=True)
+    running = cluster()
+    if running:
+        base_port = running["base_port"]
+        print(f"the cluster runs already (process {running['pid']})")
+    else:
+        start(base_port)
+    places = local.layout(NODES, str(STATE / "data"), base_port)
+    for place in places:
+        if not await_health(place):
+            print(f"{place.name} isn't healthy after {HEALTHY_SECONDS_MAX:.0f} s; the last lines of {STATE / 'log'}:\n")
+            print("\n".join((STATE / "log").read_text(errors="replace").splitlines()[-20:]))
+            return 1
+    print(f"three nodes are healthy; their data is in {STATE / 'data'}/\n")
+    show(places)
+    print(f"\n{local.table(places)}\n")
+    print(NEXT.format(native=places[0].url(local.STEP_NATIVE), metrics=places[0].url(local.STEP_METRICS, "http")))
+    return 0
+
+
+NEXT = """Try next:
+  .venv/bin/kvorumctl put greeting hello
+  .venv/bin/kvorumctl get greeting
+  .venv/bin/kvorumctl watch --prefix ''            (in a second terminal)
+  .venv/bin/kvorumctl endpoint status -w table --cluster
+  .venv/bin/python -c 'import kvorum; print(kvorum.client("{native}").get("greeting"))'
+  curl {metrics}/health
+  make down                                        (stops it; the data stays)"""
+
+
+def start(base_port: int | None) -> None:
+    """Start `kvorum local` in a session of its own, which outlives this terminal."""
+    command = [".venv/bin/kvorum", "local", f"--nodes={NODES}", f"--data-dir={STATE / 'data'}"]
+    if base_port is not None:
+        command.append(f"--base-port={base_port}")
+    with open(STATE / "log", "ab") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    (STATE / "pid").write_text(json.dumps({"pid": process.pid, "base_port": base_port}))
+    print(f"started a three-node cluster (process {process.pid}, log in {STATE / 'log'})")
+
+
+def cluster() -> dict[str, int | None] | None:
+    """The running cluster of this clone, if any. A number in a file proves nothing: the process itself is looked at."""
+    try:
+        found: dict[str, int | None] = json.loads((STATE / "pid").read_text())
+        words = Path(f"/proc/{found['pid']}/cmdline").read_bytes().split(b"\0")
+        here = Path(f"/proc/{found['pid']}/cwd").resolve()
+    except (OSError, ValueError, KeyError):
+        return None
+    return found if b"local" in words and here == Path.cwd() else None
+
+
+def await_health(place: local.Place) -> bool:
+    deadline = time.monotonic() + HEALTHY_SECONDS_MAX
+    while time.monotonic() < deadline and cluster():
+        try:
+            with urllib.request.urlopen(f"{place.url(local.STEP_METRICS, 'http')}/health", timeout=6) as answer:
+                return answer.status == 200
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    return False
+
+
+def show(places: list[local.Place]) -> None:
+    """A put, a get and an event, each on another node."""
+    import kvorum
+
+    one, two, three = (kvorum.client(place.url(local.STEP_NATIVE)) for place in places)
+    key, value = "kvorum/hello", time.strftime("%H:%M:%S")
+    events, cancel = three.watch(key)
+    seen = threading.Thread(target=lambda: print(f"  watch on {places[2].name}:  {describe(next(iter(events)))}"))
+    seen.start()
+    one.put(key, value)
+    print(f"  put on {places[0].name}:    {key} = {value}")
+    got, meta = two.get(key)
+    print(f"  get on {places[1].name}:    {key} = {got.decode()} (revision {meta.mod_revision})")
+    seen.join(10)
+    cancel()
+    for client in (one, two, three):
+        client.close()
+
+
+def describe(event: object) -> str:
+    return str(event)
+
+
+def down() -> int:
+    running = cluster()
+    if not running:
+        print("no cluster of this clone runs")
+        return 0
+    pids = [running["pid"], *(pid for node in STATE.glob("data/*/pids.json") for pid in processes(node))]
+    os.kill(running["pid"], signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SECONDS_MAX
+    while left := [pid for pid in pids if pid and alive(pid)]:
+        if time.monotonic() > deadline:
+            print(f"processes that didn't end in {STOP_SECONDS_MAX:.0f} s: {left}")
+            return 1
+        time.sleep(0.05)
+    (STATE / "pid").unlink()
+    print(f"stopped; no process is left. The data stays in {STATE / 'data'}/ (make clean removes it)")
+    return 0
+
+
+def processes(pids_json: Path) -> list[int]:
+    return [pid for pid in json.loads(pids_json.read_text()).values() if isinstance(pid, int)]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())
