@@ -1,0 +1,374 @@
+"""One seed, one run: a cluster is built, troubled, healed, and judged.
+
+    chaos (faults, clients) ──▶ heal ──▶ must serve within RECOVERY ──▶ quiet ──▶ must converge ──▶ verdicts
+
+Safety is looked at after every turn (safety.py). After healing, each member must answer a write within RECOVERY, and
+when the clients are quiet all stores must come to hold the same bytes. Then the history is judged by replay and by
+search.
+
+The sizes at which things are cut, flushed, refused and swept are drawn small for a run (`Knobs`), or a run of seconds
+would never get there.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import cluster.applyd
+import cluster.raftd
+import storage.compaction
+import storage.reads
+from cluster.config import NodeConfig, resolve
+from kvorum import etcd_pb2 as pb
+from kvorum import wire
+from kvorum.wire import Kind, Method
+from tests.checkers.history import Operation
+from tests.checkers.linearizability import Undecided, check_linearizable
+from tests.checkers.replay import check_replay
+from tests.simulation.clients import Client, Habits, Hub
+from tests.simulation.faults import Faults, Temper
+from tests.simulation.network import Network
+from tests.simulation.node import ELECTION_TICKS, TICK, Actor, Node, Shells
+from tests.simulation.safety import Safety, Violation
+from tests.simulation.world import MILLISECOND, SECOND, World
+
+ELECTION = ELECTION_TICKS * TICK
+RECOVERY = 10 * ELECTION
+CONVERGENCE = 10 * ELECTION
+
+
+@dataclass(slots=True)
+class Knobs:
+    """Limits of the shipped modules, as small as this run has them."""
+
+    flush_ticks: int
+    flush_entries: int
+    floor_ticks: int
+    window_bytes: int
+    slice_bytes: int
+    entry_bytes: int
+    backlog_entries: int
+    sweep_changes: int
+    read_slice_bytes: int
+
+    @classmethod
+    def draw(cls, rng: random.Random) -> Knobs:
+        return cls(
+            flush_ticks=rng.choice((3, 10, 50)),
+            flush_entries=rng.choice((5, 50, 1000)),
+            floor_ticks=rng.choice((2, 10)),
+            window_bytes=rng.choice((300, 5_000, 16 << 20)),
+            slice_bytes=rng.choice((100, 1_000, 1 << 20)),
+            entry_bytes=rng.choice((100, 1_000, 1 << 20)),
+            backlog_entries=rng.choice((20, 200, 5_000)),
+            sweep_changes=rng.choice((3, 20, 1_000)),
+            read_slice_bytes=rng.choice((600, 2_000, 1 << 20)),
+        )
+
+    @contextmanager
+    def turned(self, hit: Callable[[str], None]) -> Iterator[None]:
+        """The shipped modules with these limits, and with failpoints that ask `hit`."""
+        wanted = [
+            (cluster.applyd, "FLUSH_TICKS", self.flush_ticks),
+            (cluster.applyd, "FLUSH_ENTRIES", self.flush_entries),
+            (cluster.applyd, "ENTRY_BYTES", self.entry_bytes),
+            (cluster.applyd, "BACKLOG_ENTRIES_MAX", self.backlog_entries),
+            (cluster.applyd, "hit", hit),
+            (cluster.raftd, "FLOOR_TICKS", self.floor_ticks),
+            (cluster.raftd, "WINDOW_BYTES", self.window_bytes),
+            (cluster.raftd, "SLICE_BYTES", self.slice_bytes),
+            (cluster.raftd, "hit", hit),
+            (storage.compaction, "STEP_CHANGES", self.sweep_changes),
+            (storage.reads, "SLICE_BYTES", self.read_slice_bytes),
+        ]
+        before = [(module, name, getattr(module, name)) for module, name, _ in wanted]
+        try:
+            for module, name, value in wanted:
+                setattr(module, name, value)
+            yield
+        finally:
+            for module, name, value in before:
+                setattr(module, name, value)
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a seed decides before anything happens."""
+
+    members: int
+    chaos: int
+    temper: Temper
+    habits: Habits
+    knobs: Knobs
+    wake_max: int
+    memory_bytes: int
+    append_bytes: int
+    uncommitted_bytes: int
+
+    @classmethod
+    def draw(cls, rng: random.Random, seconds: int) -> Plan:
+        kinds = Faults.kinds()
+        angry = rng.sample(kinds, rng.randrange(len(kinds))) if rng.random() < 0.9 else []
+        clients, batch_max, rate = rng.choice((2, 4, 6, 8)), rng.choice((1, 3, 8)), rng.choice((20, 50, 120))
+        habits = Habits(
+            clients=clients,
+            groups=rng.choice((1, 3, 5)),
+            keys=rng.choice((1, 2, 3)),
+            batch_max=batch_max,
+            think_max=2 * clients * (batch_max + 1) * SECOND // rate,  # the mean is a quarter: World.between
+            patience_max=rng.choice((1, 4, 9)) * SECOND,
+            roam=rng.choice((0.0, 0.3, 1.0)),
+            wander=0.2 if rng.random() < 0.1 else 0.0,
+        )
+        for name in rng.sample(list(habits.weights), 3):
+            habits.weights[name] *= rng.choice((0, 3))
+        return cls(
+            members=rng.choice((1, 2, 3, 3, 3, 3, 3, 3, 4, 5, 5)),
+            chaos=seconds * SECOND,
+            temper=Temper(rng.choice((300, 1000, 3000)) * MILLISECOND, {kind: rng.randint(1, 4) for kind in angry}),
+            habits=habits,
+            knobs=Knobs.draw(rng),
+            wake_max=rng.choice((100, 1_000, 5_000)),
+            memory_bytes=rng.choice((0, 2_000, 16 << 20)),
+            append_bytes=rng.choice((1, 300, 1 << 20)),
+            uncommitted_bytes=rng.choice((500, 5_000, 64 << 20)),
+        )
+
+
+@dataclass(slots=True)
+class Report:
+    """How a run went. `digest` is the same whenever the seed, the code and the plan are."""
+
+    seed: int
+    digest: int = 0
+    events: int = 0
+    virtual: float = 0.0
+    operations: int = 0
+    answered: int = 0
+    maybe: int = 0
+    revisions: int = 0
+    entries: int = 0
+    elections: int = 0
+    undecided: bool = False
+    faults: dict[str, int] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+
+
+class Run:
+    """Builds all of it from a seed; `go` runs it."""
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        seconds: int = 15,
+        shells: Shells | None = None,
+        trace: Callable[[str], None] | None = None,
+        plan: Callable[[Plan], None] | None = None,
+    ) -> None:
+        self.world = World(seed, trace)
+        self.plan = Plan.draw(self.world.rng, seconds)
+        if plan is not None:
+            plan(self.plan)
+        self.safety = Safety(self.world)
+        self.network = Network(self.world, self._deliver)
+        self.hub = Hub(self.world, self._from_client)
+        self.history: list[Operation] = []
+        self.healing = False
+        configs = _configs(self.plan.members)
+        self.nodes = {
+            config.member_id: Node(
+                self.world,
+                config,
+                self.network,
+                self.safety,
+                shells or Shells(),
+                memory_bytes_max=self.plan.memory_bytes,
+                append_bytes_max=self.plan.append_bytes,
+                uncommitted_bytes_max=self.plan.uncommitted_bytes,
+                restart=self._died,
+                reply=lambda name, frame, id=config.member_id: self.hub.to_client(id, name, frame),
+            )
+            for config in configs
+        }
+        self.safety.nodes = self.nodes
+        self.world.wake_max = self.plan.wake_max
+        self.faults = Faults(self.world, self.network, self.nodes, self.hub, self.plan.temper, self._revive)
+        self.clients = [
+            Client(self.world, self.hub, self.plan.habits, id, list(self.nodes), self.history)
+            for id in range(1, self.plan.habits.clients + 1)
+        ]
+
+    def go(self) -> Report:
+        """Raises Violation, or whatever a process died of that it must not die of."""
+        world = self.world
+        with self.plan.knobs.turned(self._hit):
+            for node in self.nodes.values():
+                node.start_raft()
+                node.start_apply()
+            for client in self.clients:
+                client.start()
+            self.faults.start()
+            self._pass(self.plan.chaos)
+            world.tell(lambda: "-- healed")
+            self.healing = True
+            self.faults.heal()
+            self._recover()
+            for client in self.clients:
+                client.stopped = True
+            self._converge()
+        return self._judge()
+
+    def _pass(self, duration: int) -> None:
+        """Let time pass, looking at the stores as wholes now and then."""
+        end = self.world.now + duration
+        while self.world.now < end:
+            self.world.run(min(end, self.world.now + SECOND))
+            self.safety.compare_stores()
+
+    # ---- what connects the parts
+
+    def _hit(self, name: str) -> None:
+        node = self.world.turning
+        assert isinstance(node, Node)
+        node.hit(name)
+
+    def _deliver(self, to: int, sender: int, frame: bytes) -> None:
+        self.nodes[to].raft.receive(b"", frame)
+
+    def _from_client(self, member: int, name: bytes, frame: bytes) -> bool:
+        apply = self.nodes[member].apply
+        if apply.alive:
+            apply.receive(name, frame)
+        return apply.alive
+
+    def _died(self, node: Node, actor: Actor) -> None:
+        """The supervisor: what died is started again, sooner or later."""
+        if actor is node.apply:
+            self.hub.broken(node.id)
+        run = actor.runs
+        wait = self.world.between(5 * MILLISECOND, 50 * MILLISECOND if self.healing else 2 * SECOND)
+        self.world.after(wait, lambda: self._start(node, actor, run))
+
+    def _start(self, node: Node, actor: Actor, run: int) -> None:
+        if actor.alive or actor.runs != run:
+            return
+        if actor is node.raft:
+            node.start_raft()
+        else:
+            node.start_apply()
+
+    def _revive(self) -> None:
+        for node in self.nodes.values():
+            for actor in (node.raft, node.apply):
+                self._start(node, actor, actor.runs)
+
+    # ---- after healing
+
+    def _recover(self) -> None:
+        """Each member must answer a write of its own within RECOVERY."""
+        waiting = {id: Probe(self, id) for id in self.nodes}
+        deadline = self.world.now + RECOVERY
+        while waiting and self.world.now < deadline:
+            for probe in waiting.values():
+                probe.ask()
+            self._pass(ELECTION // 2)
+            waiting = {id: probe for id, probe in waiting.items() if not probe.answered}
+        self.safety.check(not waiting, f"members {list(waiting)} answer no write {RECOVERY / SECOND:g} s after healing")
+
+    def _converge(self) -> None:
+        deadline = self.world.now + CONVERGENCE
+        while self.world.now < deadline:
+            self._pass(ELECTION // 2)
+            if all(not client._waiting for client in self.clients) and self._converged():
+                return
+        places = {id: node.applyd and node.applyd.keyspace.applied for id, node in self.nodes.items()}
+        raise Violation(f"the stores do not converge: applied {places} of {len(self.safety.committed) - 1}")
+
+    def _converged(self) -> bool:
+        committed = len(self.safety.committed) - 1
+        stores = []
+        for node in self.nodes.values():
+            if node.applyd is None or node.raftd is None:
+                return False
+            keyspace = node.applyd.keyspace
+            if keyspace.applied[0] != committed or keyspace.swept < keyspace.compacted:
+                return False
+            stores.append(list(node.engine.scan(b"", b"\xff")))
+        self.safety.check(all(one == stores[0] for one in stores), "the stores end with different bytes")
+        return True
+
+    def _judge(self) -> Report:
+        events = self.safety.events()
+        report = Report(
+            seed=self.world.seed,
+            digest=self.world.digest,
+            events=self.world.events,
+            virtual=self.world.now / SECOND,
+            operations=len(self.history),
+            answered=sum(op.answer is not None for op in self.history),
+            maybe=sum(op.maybe for op in self.history),
+            revisions=len(events),
+            entries=len(self.safety.committed) - 1,
+            elections=self.safety.elections,
+            faults=self.faults.counts,
+        )
+        verdict = check_replay(self.history, events)
+        report.wrong = verdict.wrong
+        try:
+            report.wrong += check_linearizable(self.history, happened=verdict.happened, budget=200_000)
+        except Undecided:
+            report.undecided = True
+        return report
+
+
+class Probe:
+    """A client of the test itself: it writes one key at one member until that is acknowledged."""
+
+    def __init__(self, run: Run, member: int) -> None:
+        self.run, self.member = run, member
+        self.answered = False
+        self._attempts = 0
+
+    def ask(self) -> None:
+        run, self._attempts = self.run, self._attempts + 1
+        name = b"probe %d/%d" % (self.member, self._attempts)
+        run.hub.clients[name] = self  # type: ignore[assignment]
+        request = pb.PutRequest(key=b"probe", value=name)
+        op = Operation(len(run.history), -self.member, self.member, run.world.now, request)
+        run.history.append(op)
+        self._op = op
+        run.hub.to_member(self.member, name, wire.encode(Method.PUT, Kind.CALL, 0, op.id, request.SerializeToString()))
+
+    def told(self, frame: bytes) -> None:
+        for record in wire.decode(frame):
+            op = self.run.history[record.id]
+            op.returned = self.run.world.now
+            if record.status == 0:
+                op.answer = pb.PutResponse.FromString(record.payload)
+                self.answered = True
+
+    def lost(self) -> None:
+        """It asks again anyway."""
+
+
+def _configs(count: int) -> list[NodeConfig]:
+    """Members 1 to `count`."""
+    base = resolve({})
+    member = base.members[0]
+    members = tuple(member._replace(id=id, name=f"m{id}", address=f"tcp://m{id}:1") for id in range(1, count + 1))
+    return [
+        base._replace(
+            name=each.name,
+            member_id=each.id,
+            members=members,
+            cluster_id=77,
+            advertise_client_urls=(f"http://{each.name}:2",),
+            advertise_native=f"tcp://{each.name}:3",
+            advertise_watch=f"tcp://{each.name}:4",
+        )
+        for each in members
+    ]
