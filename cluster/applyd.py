@@ -75,6 +75,7 @@ ENTRY_BYTES = 1 << 20
 PENDING_BYTES_MAX = 64 << 20
 BACKLOG_ENTRIES_MAX = 5000
 """etcd's bound on committed - applied. Past either, new writes get "too many requests" at once."""
+REPORT_BYTES = 1 << 20
 READS_MAX = 100_000
 SCANS_PER_TURN = 4
 FLUSH_ENTRIES = 20_000
@@ -177,6 +178,7 @@ class Applyd:
         self._reading = 0
         self._scans: deque[tuple[Caller, Scan]] = deque()
         self._sweeping = True
+        self._unreported = 0  # bytes applied since raft was last told
         self._physical: list[tuple[Caller, int]] = []
         self._moves: list[tuple[Caller, int, int]] = []
         self._published_at = -election_ticks
@@ -314,7 +316,8 @@ class Applyd:
         for number, results in own:
             self._settle(number, results)
         self.feed.changed(changes)
-        if self._session:
+        self._unreported += sum(len(entry.data) for message in committed for entry in message.entries)
+        if self._unreported > REPORT_BYTES and self._session:
             self._report()
 
     def _settle(self, number: int, results: list[Result]) -> None:
@@ -337,6 +340,8 @@ class Applyd:
                 self._reply(caller, result)
 
     def _report(self) -> None:
+        """Make room in raft's window, and give a sign of life. Not for every batch: it would wake raft each time."""
+        self._unreported = 0
         index = self.keyspace.applied[0]
         durable = max(self._durable_floor, self.keyspace.engine.flushed())
         self.link.to_raft(Applied(self._session, index, durable))

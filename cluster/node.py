@@ -46,7 +46,7 @@ class Node:
         return b"\x0a" + varint(len(body)) + body
 
     def member_list(self, published: Sequence[pb.MemberPublish]) -> list[pb.Member]:
-        """All members by id; one that has not yet published itself has neither name nor clientURLs (etcd: unstarted)."""
+        """All members by id; one that hasn't published itself has neither name nor clientURLs (etcd: unstarted)."""
         known = {each.member.ID: each.member for each in published}
         return [
             known.get(member.id) or pb.Member(ID=member.id, peerURLs=[member.peer_url])

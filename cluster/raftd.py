@@ -7,12 +7,12 @@
 
 `turn()` is one pass, and its order is the safety argument:
   1. Take in what arrived, the journal's completions last, so that what they allow leaves in this very turn.
-  2. Send what may go now. The leader's appends may: they promise nothing about our own disk.
-  3. Hand to the journal what must be kept. The messages that depend on it wait in `_syncing` beside its position, and
+  2. Feed apply with entries that are both committed and durable here: a store that has flushed an entry must never be
+     ahead of the log it came from.
+  3. Send what may go now. The leader's appends may: they promise nothing about our own disk.
+  4. Hand to the journal what must be kept. The messages that depend on it wait in `_syncing` beside its position, and
      leave only when the journal says that this position is durable. A crash anywhere before that leaves nobody
      believing something that we could forget.
-  4. Feed apply with entries that are both committed and durable here: a store that has flushed an entry must never be
-     ahead of the log it came from.
 Nothing is retried after an error of the journal: the process ends (Exit.DISK_FAILED), because after a failed fsync
 nothing is known about the page cache. A full disk is refused before anything was accepted (Exit.NO_SPACE) and may be
 tried again.
@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Protocol
 
 import zmq
-from storage.journal import Damaged, Journal, JournalFailed, NoSpace
 
 from cluster import metrics
 from cluster.config import NodeConfig
@@ -62,6 +61,7 @@ from cluster.raft.core import Append, Config, ProposalDropped, Raft, Role
 from cluster.raft.log import Log
 from storage.entry import Entry, HardState
 from storage.failpoint import hit
+from storage.journal import Damaged, Journal, JournalFailed, NoSpace
 
 WINDOW_BYTES = 16 << 20
 """Most bytes of entries on their way to apply. Past it apply is fed again only when it has caught up."""
@@ -152,6 +152,8 @@ class Raftd:
             else:
                 self._handle(item)
         self._collect_syncs()
+        if self._attached:
+            self._feed()  # first of all: a client may be waiting for it
         ready = self.core.ready()
         if ready.messages:
             hit("raftBeforeSend")
@@ -169,7 +171,6 @@ class Raftd:
             for number, reason in ready.rejected:
                 self.board.proposals_failed.add()
                 self.link.to_apply(Rejected(self._session, number, reason))
-            self._feed()
             self._tell_status()
 
     def _collect_syncs(self) -> None:

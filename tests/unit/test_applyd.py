@@ -380,4 +380,5 @@ def test_a_physical_compaction_is_answered_after_the_sweep(stage: Stage) -> None
 def test_raft_is_told_what_was_applied(stage: Stage) -> None:
     stage.turn(ClientFrame(b"c", put(1, b"a")))
     stage.commit(*proposals(stage))
+    stage.tick(1)
     assert Applied(stage.session, 1, 0) in stage.raft
