@@ -5,7 +5,7 @@
     systems      a cluster under test: started on fresh data, found in /proc, stopped, gone
     loads        runs a load generator against a cluster and adds what /proc says
     etcdload/    the load generator for etcd: Go, the official client
-    nativeload   the load generator for kvorum: the native protocol
+    nativeload   the load generator for kvorum: its own client, on the native protocol
     report       RESULTS.md, results.json and the picture
     profiling    where the time goes in each kvorum process (py-spy)
 

@@ -64,7 +64,8 @@ def profile(plan: Plan, workload: Workload, nodes: int, under: Path, native: boo
         seconds = plan.window_seconds * 0.95
         for pid, name in names.items():
             raw = Path(scratch, str(pid))
-            _print_process(name, pid, before[pid], after.get(pid, {}), seconds, raw)
+            spent = {t: used - before[pid].get(t, 0.0) for t, used in after.get(pid, {}).items()}
+            _print_process(name, pid, spent, seconds, measured.operations_per_second * seconds, raw)
             if keep is not None and raw.exists():
                 keep.mkdir(parents=True, exist_ok=True)
                 shutil.copy(raw, keep / f"{name.replace(' ', '-')}-{pid}.raw")
@@ -90,16 +91,14 @@ def _threads(pid: int) -> dict[str, float]:
     return dict(used)
 
 
-def _print_process(
-    name: str, pid: int, before: dict[str, float], after: dict[str, float], seconds: float, raw: Path
-) -> None:
-    spent = {thread: (used - before.get(thread, 0.0)) / seconds for thread, used in after.items()}
-    busy = sum(spent.values())
-    print(f"== {name} (pid {pid}): {busy:.0%} of a CPU")
-    if busy < 0.01:
+def _print_process(name: str, pid: int, spent: dict[str, float], seconds: float, operations: float, raw: Path) -> None:
+    """`spent`: CPU seconds by thread, within `seconds` and so many `operations`."""
+    busy, micros = sum(spent.values()), 1e6 / max(1.0, operations)
+    print(f"== {name} (pid {pid}): {busy * micros:.1f} µs/op, {busy / seconds:.0%} of a CPU")
+    if busy / seconds < 0.01:
         return
     threads = sorted(spent, key=lambda thread: -spent[thread])
-    print("   threads: " + ", ".join(f"{t} {spent[t]:.1%}" for t in threads if spent[t] >= 0.002))
+    print("   threads: " + ", ".join(f"{t} {spent[t] * micros:.1f}" for t in threads if spent[t] * micros >= 0.05))
     if not raw.exists():
         print("   (py-spy gave nothing)")
         return

@@ -63,9 +63,9 @@ class Cluster:
         while waiting:
             for root in self.roots:
                 if root.poll() is not None:
-                    raise RuntimeError(f"process ended with {root.returncode} while starting:\n{self.last_words()}")
+                    raise RuntimeError(f"process ended with {root.returncode} while starting")
             if time.monotonic() > deadline:
-                raise RuntimeError(f"not healthy after {READY_SECONDS_MAX} s: {waiting}\n{self.last_words()}")
+                raise RuntimeError(f"not healthy after {READY_SECONDS_MAX} s: {waiting}")
             waiting = [url for url in waiting if not _healthy(url)]
             time.sleep(0.05)
 
@@ -100,6 +100,10 @@ def running(system: System, nodes: int, under: Path) -> Iterator[Cluster]:
         cluster = system.start(nodes, data)
         cluster.wait_ready()
         yield cluster
+    except RuntimeError:
+        if cluster is not None:
+            print(f"  the last lines of its log:\n{cluster.last_words()}", flush=True)
+        raise
     finally:
         if cluster is not None:
             cluster.stop()
@@ -157,7 +161,7 @@ class Kvorum:
     def start(self, nodes: int, data: Path) -> Cluster:
         base = free_block(20 * nodes)
         log = data / "log"
-        command = [str(Path(sys.executable).parent / "kvorum"), "local", "--nodes", str(nodes)]
+        command = [sys.executable, "-m", "cluster.cli", "local", "--nodes", str(nodes)]
         root = spawn([*command, "--data-dir", str(data / "nodes"), "--base-port", str(base)], log)
         endpoints = [f"tcp://127.0.0.1:{base + 20 * i + 2}" for i in range(nodes)]
         health = [f"http://127.0.0.1:{base + 20 * i + 5}/health" for i in range(nodes)]
