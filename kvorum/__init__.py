@@ -6,7 +6,9 @@
         client.put("greeting", "hello")
         value, meta = client.get("greeting")
 
-`kvorum.client` is the synchronous client (kvorum.sync), `kvorum.aio.client` the asyncio one; kvorum.errors has the errors.
+`kvorum.client` is the synchronous client (kvorum.sync), `kvorum.aio.client` the asyncio one; what can go wrong is in
+kvorum.errors.
+
 Importing the package alone loads nothing: `kvorum.wire` and `kvorum.errors` are used where no socket may be, so what
 needs ZeroMQ is loaded when it is first asked for.
 """
@@ -17,7 +19,6 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kvorum import aio as aio
     from kvorum import errors as errors
     from kvorum.errors import Ambiguous, KvorumError, Refused, Unavailable
     from kvorum.sync import Client, client
@@ -30,7 +31,6 @@ __all__ = [
     "Refused",
     "Unavailable",
     "__version__",
-    "aio",
     "client",
     "errors",
 ]

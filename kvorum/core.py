@@ -269,7 +269,7 @@ class Core:
 
     # ---- the connection's side
 
-    def connected(self, session: Session) -> None:
+    def connected(self, session: Session, _now: float) -> None:
         """ZeroMQ's handshake is done; take() gives Hello now."""
         if session.phase is Phase.DIALING:
             session.phase = Phase.CONNECTED
@@ -352,6 +352,9 @@ class Core:
                         self._answered_no(session, call, status, batch[at:end], now)
                 elif id == session.hello_id and session.phase is Phase.GREETING:
                     self._greeted(session, status, batch[at:end], now)
+                elif id == 0 and status:  # an answer to no call: the node could not read our batch
+                    self.lost(session, now, batch[at:end].decode("utf-8", "replace"))
+                    return
                 at = end
         except struct.error:
             self.lost(session, now, "sent something that is not a batch of replies")

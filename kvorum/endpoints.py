@@ -83,7 +83,9 @@ class Endpoints:
     def __init__(self, addresses: Iterable[str], rng: Random, *, shuffle: bool = True) -> None:
         self._rng = rng
         self._list = [_Endpoint(address) for address in addresses]
-        self._turn = rng.randrange(len(self._list)) if shuffle else 0
+        self._turn = 0
+        self._shuffle = shuffle
+        self._draw()
 
     def __len__(self) -> int:
         return len(self._list)
@@ -95,6 +97,8 @@ class Endpoints:
         """Add what a node told, behind what is already there."""
         known = {e.address for e in self._list}
         self._list += [_Endpoint(address) for address in addresses if address not in known]
+        if not known:
+            self._draw()
 
     def choose(self, now: float) -> str | None:
         """The next endpoint that is not resting, or None; the turn moves to it."""
@@ -106,8 +110,8 @@ class Endpoints:
         return None
 
     def usable_at(self) -> float:
-        """When the first of them has rested."""
-        return min(e.rest_until for e in self._list)
+        """When the first of them has rested; infinite if there is none."""
+        return min((e.rest_until for e in self._list), default=float("inf"))
 
     def others(self, address: str, now: float) -> bool:
         """Is there an endpoint beside `address` worth moving to now?"""
@@ -128,13 +132,17 @@ class Endpoints:
 
     def refusal(self) -> KvorumError | None:
         """What to tell the callers if every endpoint has refused us."""
-        if all(e.refusal for e in self._list):
+        if self._list and all(e.refusal for e in self._list):
             return self._list[0].refusal
         return None
 
     def trouble(self) -> str:
         """What went wrong last, endpoint by endpoint."""
         return "; ".join(f"{e.address}: {e.trouble}" for e in self._list if e.trouble)
+
+    def _draw(self) -> None:
+        if self._shuffle and self._list:
+            self._turn = self._rng.randrange(len(self._list))
 
     def _find(self, address: str) -> _Endpoint:
         return next(e for e in self._list if e.address == address)

@@ -99,7 +99,10 @@ class RequestTooLarge(Refused):
 
 
 class Compacted(Refused):
+    """`compact_revision` is the oldest revision still readable, where the answer told it (a watch's does), else 0."""
+
     code, text = Code.OUT_OF_RANGE, "etcdserver: mvcc: required revision has been compacted"
+    compact_revision = 0
 
 
 class FutureRevision(Refused):

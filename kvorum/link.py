@@ -160,7 +160,7 @@ class Core(Protocol[S]):
     wake_at: float
 
     def tick(self, now: float) -> None: ...
-    def connected(self, session: S) -> None: ...
+    def connected(self, session: S, now: float) -> None: ...
     def lost(self, session: S, now: float, trouble: str) -> None: ...
     def take(self) -> bytes: ...
     def untake(self, batch: bytes) -> None: ...
@@ -194,19 +194,19 @@ class Lines(Generic[S]):
     def pump(self, now: float) -> None:
         """Do all that can be done now. Wait at most `wait(now)` for a file descriptor before the next one."""
         core = self._core
-        if now >= core.wake_at:
-            core.tick(now)
         again = True
         while again:
             again = False
-            if core.opening or core.closing:
-                self._rearrange(now)
-            session = core.current
-            if session is not None:
-                self._send(self._links[session])
             for session, link in tuple(self._links.items()):
                 if link.stirred or link.news:
                     again |= self._receive(session, link, now)
+            if now >= core.wake_at:  # after receiving: what has arrived is not late, however long we slept
+                core.tick(now)
+            if core.opening or core.closing:
+                self._rearrange(now)
+                again = True
+            if core.current is not None:
+                again |= self._send(self._links[core.current])
 
     def wait(self, now: float) -> float:
         """Seconds until pump() is due without any news; may be infinite, never negative."""
@@ -218,15 +218,17 @@ class Lines(Generic[S]):
             self._shut(link)
         self._links.clear()
 
-    def _send(self, link: Link) -> None:
+    def _send(self, link: Link) -> bool:
+        """Returns whether there was something to send, so that there may be something to receive."""
         core = self._core
-        self._blocked = False
+        self._blocked = tried = False
         while batch := core.take():
-            link.stirred = True  # sending may have swallowed the news of something to receive
+            link.stirred = tried = True  # sending may have swallowed the news of something to receive
             if not link.send(batch):
                 core.untake(batch)
                 self._blocked = True
-                return
+                break
+        return tried and not self._blocked
 
     def _receive(self, session: S, link: Link, now: float) -> bool:
         """Returns whether the core has heard anything, so that there may be more to send."""
@@ -239,7 +241,7 @@ class Lines(Generic[S]):
             was_up = link.up
             link.look()
             if link.up and not was_up:
-                self._core.connected(session)
+                self._core.connected(session, now)
                 heard = True
             if link.trouble:  # what came in before the end still counts
                 while (batch := link.receive()) is not None:

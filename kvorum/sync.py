@@ -19,7 +19,6 @@ import contextlib
 import functools
 import os
 import select
-import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -31,9 +30,13 @@ from kvorum import endpoints as endpoints_
 from kvorum import errors, verbs
 from kvorum.core import DIAL_SECONDS, Call, Core, Session
 from kvorum.link import Lines
+from kvorum.nudge import Nudge
 from kvorum.results import Member
 from kvorum.txn import Transactions, Txn
 from kvorum.verbs import Ask
+from kvorum.watcher import Watcher
+from kvorum.watches import Watches
+from kvorum.watching import Watch
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -52,7 +55,7 @@ def _verb(verb: Callable[P, Ask[T]]) -> Callable[Concatenate[Client, P], T]:
     return method
 
 
-class Client:
+class Client(Watches):
     """A connection to a kvorum cluster. Thread-safe; close it or use it in a `with`.
 
     Connects when the first call needs it, to one endpoint at a time, and moves on when that endpoint fails. Reads are
@@ -86,11 +89,8 @@ class Client:
         self._lines: Lines[Session] = Lines(
             self._core, lambda fd: self._poll.register(fd, select.POLLIN), self._poll.unregister
         )
-        self._nudge_out, self._nudge_in = socket.socketpair()
-        self._nudge_out.setblocking(False)
-        self._nudge_in.setblocking(False)
-        self._nudge_fd = self._nudge_out.fileno()
-        self._poll.register(self._nudge_fd, select.POLLIN)
+        self._nudge = Nudge()
+        self._poll.register(self._nudge.fd, select.POLLIN)
         self._baton = threading.Lock()
         self._inbox: deque[Call] = deque()
         self._parked: dict[Call, None] = {}  # insertion order: whoever waits longest is promoted first
@@ -98,6 +98,11 @@ class Client:
         self._delivering = 0  # the thread that runs a callback now
         self._closed = False
         self._pid = os.getpid()
+        self._discover = discover
+        self._starting = threading.Lock()
+        self._watcher: Watcher | None = None
+        self._callbacks: dict[int, Watch] = {}
+        self._last_watch_id = 0
 
     # ---- calls
 
@@ -174,7 +179,7 @@ class Client:
         call = Call(method, request, monotonic() + (timeout or self.timeout), callback, again=again)
         self._inbox.append(call)
         if self._sleeping:
-            self._nudge()
+            self._wake()
         return call
 
     def drive(self, timeout: float = 0.0) -> int:
@@ -200,13 +205,16 @@ class Client:
     # ---- the end
 
     def close(self) -> None:
-        """Let the connection go. Calls under way in other threads end as they do when a connection is lost."""
+        """Let the connections go. Calls under way in other threads end as they do when a connection is lost."""
+        if self._watcher is not None:
+            self._watcher.close()
         self._closed = True
-        self._nudge()
+        self._wake()
         with self._baton:
             self._core.end(monotonic(), "the client was closed")
             self._deliver()
             self._lines.close()
+            self._nudge.close()
         self._promote()
 
     def __enter__(self) -> Client:
@@ -214,6 +222,12 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _carrier(self) -> Watcher:
+        with self._starting:
+            if self._watcher is None:
+                self._watcher = Watcher(lambda timeout: self.hello(timeout=timeout), discover=self._discover)
+            return self._watcher
 
     # ---- baton, inbox, parking
 
@@ -235,7 +249,7 @@ class Client:
                     self._lead(call)
                     break
                 if self._sleeping:
-                    self._nudge()
+                    self._wake()
                 parked.acquire()  # until finished, or promoted
         except BaseException:
             self._core.forget(call)
@@ -304,17 +318,16 @@ class Client:
                 return
             wait = min(self._lines.wait(monotonic()), longest)
             for fd, _ in self._poll.poll(None if wait == float("inf") else wait * 1000 + 0.999):
-                if fd == self._nudge_fd:
-                    self._nudge_out.recv(4096)
+                if fd == self._nudge.fd:
+                    self._nudge.drain()
                 else:
                     self._lines.readable(fd)
         finally:
             self._sleeping = False
 
-    def _nudge(self) -> None:
+    def _wake(self) -> None:
         self._sleeping = False
-        with contextlib.suppress(BlockingIOError):  # full of nudges: one is enough
-            self._nudge_in.send(b"!")
+        self._nudge.poke()
 
 
 def _unpark(call: Call) -> None:
