@@ -31,6 +31,7 @@ def profile(plan: Plan, workload: Workload, nodes: int, under: Path, native: boo
     spy = shutil.which("py-spy") or str(Path(sys.executable).parent / "py-spy")
     with running(system, nodes, under) as cluster, tempfile.TemporaryDirectory() as scratch:
         loads.fill(plan, system, cluster)
+        seconds = plan.window_seconds * 0.95
         names = {pid: _name(pid, f"node {i}") for i, node in enumerate(cluster.processes()) for pid in node}
         recorders: list[subprocess.Popen[bytes]] = []
         before: dict[int, dict[str, float]] = {}
@@ -38,14 +39,14 @@ def profile(plan: Plan, workload: Workload, nodes: int, under: Path, native: boo
 
         def begin(generator: int) -> None:
             names[generator] = "load generator"
+            before.update({pid: _threads(pid) for pid in names})
+            # A little before the window closes, while every thread is still there.
+            threading.Timer(seconds, lambda: after.update({pid: _threads(pid) for pid in names})).start()
             for pid in names:
-                before[pid] = _threads(pid)
                 mode = ["--native"] if native else ["--nonblocking"]
                 command = [spy, "record", "--pid", str(pid), "--format", "raw", "--rate", "99", *mode]
-                command += ["--duration", str(max(1, round(plan.window_seconds))), "--output", f"{scratch}/{pid}"]
+                command += ["--duration", str(max(1, int(seconds))), "--output", f"{scratch}/{pid}"]
                 recorders.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-            # A little before the window closes, while every process is still there.
-            threading.Timer(plan.window_seconds * 0.95, lambda: after.update({p: _threads(p) for p in names})).start()
 
         try:
             measured = loads.measure(plan, workload, system, cluster, plan.seed, at_begin=begin)
@@ -61,7 +62,6 @@ def profile(plan: Plan, workload: Workload, nodes: int, under: Path, native: boo
             f"p50 {measured.p50_ms:.2f} ms, servers {measured.server_cpu_us:.1f} µs/op, "
             f"client {measured.client_cpu_us:.1f} µs/op, errors {measured.errors}\n"
         )
-        seconds = plan.window_seconds * 0.95
         for pid, name in names.items():
             raw = Path(scratch, str(pid))
             spent = {t: used - before[pid].get(t, 0.0) for t, used in after.get(pid, {}).items()}
