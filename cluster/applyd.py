@@ -56,6 +56,7 @@ from cluster.internal import (
     Tick,
     WatchAck,
     WatchAttach,
+    WatchDetach,
 )
 from cluster.links import ApplyLink, ClientFrame
 from cluster.metrics import ApplyBoard
@@ -245,7 +246,7 @@ class Applyd:
                 if self._session:
                     self._session = 0
                     self._attach()
-            case WatchAttach() | WatchAck() | HistoryRequest():
+            case WatchAttach() | WatchAck() | WatchDetach() | HistoryRequest():
                 self.feed.handle(item, self._status.term)
             case _:
                 raise AssertionError(f"not for apply: {item!r}")

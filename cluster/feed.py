@@ -1,17 +1,16 @@
 """The apply process's side of its conversation with the watch process: every change once, in order; history on demand.
 
 A session begins at a revision: the watch process gets all changes after it, numbered by `sequence`, and asks for what
-was before as history. It acknowledges what it has taken in. When too much is unacknowledged (it is stuck, or dead)
-the session ends rather than a queue grow; whoever attaches next begins anew from the revision of that moment. So
-nothing depends on a message arriving: what was lost with a session is history in the next one.
+was before as history. It acknowledges what it has taken in. When too much is unacknowledged (it is stuck, or dead) the
+session ends rather than a queue grow; whoever attaches next begins anew from the revision of that moment. So nothing
+depends on a message arriving: what was lost with a session is history in the next one. While nobody watches there is
+no session, and writes cost nothing here.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-
-from storage.keyspace import Change, Keyspace
 
 from cluster.internal import (
     Changes,
@@ -22,9 +21,11 @@ from cluster.internal import (
     WatchAck,
     WatchAttach,
     WatchAttached,
+    WatchDetach,
     WatchLost,
 )
 from kvorum import errors
+from storage.keyspace import Change, Keyspace
 
 WINDOW_BYTES = 32 << 20
 
@@ -41,12 +42,15 @@ class Feed:
         self._unread: deque[tuple[int, int]] = deque()  # (sequence, bytes)
         self._unread_bytes = 0
 
-    def handle(self, message: WatchAttach | WatchAck | HistoryRequest, term: int) -> None:
+    def handle(self, message: WatchAttach | WatchAck | WatchDetach | HistoryRequest, term: int) -> None:
         if isinstance(message, WatchAttach):
             if message.epoch >= self._epoch:
                 self._attach(message.epoch, term)
         elif not self._open or message.session != self._session:
-            self._send(WatchLost(message.session))
+            if not isinstance(message, WatchDetach):
+                self._send(WatchLost(message.session))
+        elif isinstance(message, WatchDetach):
+            self._open = False
         elif isinstance(message, WatchAck):
             while self._unread and self._unread[0][0] <= message.sequence:
                 self._unread_bytes -= self._unread.popleft()[1]

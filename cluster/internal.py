@@ -2,7 +2,7 @@
 
     apply ──▶ raft    Attach, Propose, ReadIndex, Applied, MoveLeader
     raft  ──▶ apply   Attached, Fenced, Committed, Status, ReadReady, ReadFailed, Rejected
-    watch ──▶ apply   WatchAttach, WatchAck, HistoryRequest
+    watch ──▶ apply   WatchAttach, WatchAck, WatchDetach, HistoryRequest
     apply ──▶ watch   WatchAttached, WatchLost, Changes, Progress, History
 
 Either side of a conversation may be restarted at any moment, and ZeroMQ reconnects without telling anyone. So each
@@ -17,9 +17,8 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from storage.keyspace import Change
-
 from storage.entry import Entry
+from storage.keyspace import Change
 
 
 class MalformedFrame(ValueError):
@@ -137,6 +136,12 @@ class WatchAck(NamedTuple):
     sequence: int
 
 
+class WatchDetach(NamedTuple):
+    """Nobody watches: don't send what nobody wants."""
+
+    session: int
+
+
 class HistoryRequest(NamedTuple):
     session: int
     id: int
@@ -195,7 +200,7 @@ class History(NamedTuple):
 Message = (
     Attach | Propose | ReadIndex | Applied | MoveLeader
     | Attached | Fenced | Committed | Status | ReadReady | ReadFailed | Rejected
-    | WatchAttach | WatchAck | HistoryRequest
+    | WatchAttach | WatchAck | WatchDetach | HistoryRequest
     | WatchAttached | WatchLost | Changes | Progress | History
 )  # fmt: skip
 
@@ -211,6 +216,7 @@ _PLAIN: dict[int, tuple[type, struct.Struct]] = {
     15: (ReadFailed, struct.Struct("<QQ")),
     20: (WatchAttach, struct.Struct("<Q")),
     21: (WatchAck, struct.Struct("<QQ")),
+    23: (WatchDetach, struct.Struct("<Q")),
     22: (HistoryRequest, struct.Struct("<QQqQ")),
     30: (WatchAttached, struct.Struct("<QqqQ")),
     31: (WatchLost, struct.Struct("<Q")),

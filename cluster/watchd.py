@@ -16,6 +16,8 @@ the last revision it has.
 All changes of a revision travel together: apply sends whole revisions, and a WatchResponse is cut between revisions
 only, unless the watcher asked for fragments.
 
+Only while there are streams is there a session with apply; the first request of the first stream waits until there is.
+
 A watcher that doesn't read costs the few messages which its connection's queue may hold. It is behind then, and tried
 again every tick. This room serves each watcher by itself; publishing once per group of watchers of one range is to
 come.
@@ -29,7 +31,6 @@ from typing import NamedTuple, Protocol
 
 import zmq
 from google.protobuf.message import DecodeError
-from storage.keyspace import Change
 
 from cluster import metrics
 from cluster.config import NodeConfig
@@ -44,6 +45,7 @@ from cluster.internal import (
     WatchAck,
     WatchAttach,
     WatchAttached,
+    WatchDetach,
     WatchLost,
 )
 from cluster.links import ClientFrame, WatchLink, frames_of
@@ -55,12 +57,14 @@ from kvorum import etcd_pb2 as pb
 from kvorum.wire import Kind, Method
 from storage.codec import varint
 from storage.failpoint import hit
+from storage.keyspace import Change
 
 HISTORY_BYTES = 1 << 20
 STREAMS_MAX = 100_000
 PROBE_TICKS = 100
 """How often an idle client is sent an empty batch, by which we learn that it is gone."""
 PROGRESS_TICKS = 6000
+DETACH_TICKS = 50
 
 
 class Link(Protocol):
@@ -148,6 +152,7 @@ def see(changes: Sequence[Change]) -> list[Seen]:
 
 
 UNSENT_MAX = 1000
+HELD_MAX = 10_000
 
 
 class Watchd:
@@ -169,6 +174,9 @@ class Watchd:
         self._stalled: set[Watcher] = set()  # behind because its queue is full: waits for a tick
         self._request = 0
         self._requested = False
+        self._attaching = False
+        self._held: list[tuple[Stream, bytes]] = []  # requests that wait for a session
+        self._idle_ticks = 0
         self._ticks = 0
 
     def turn(self) -> None:
@@ -188,7 +196,7 @@ class Watchd:
                 case WatchAttached(session, revision, compacted, term):
                     self._attached(session, revision, compacted, term)
                 case WatchLost(session):
-                    if session in (self._session, 0):
+                    if session == self._session:
                         self._lost()
                 case Tick():
                     self._tick()
@@ -200,17 +208,33 @@ class Watchd:
 
     def _attached(self, session: int, revision: int, compacted: int, term: int) -> None:
         """Changes after `revision` will come. What watchers lack up to there is history."""
-        self._session, self._sequence = session, 0
+        self._session, self._sequence, self._attaching = session, 0, False
         self._head, self._compacted, self._term = revision, compacted, term
         self._requested = False
         for stream in self._streams.values():
             for watcher in stream.watchers.values():
                 self._place(watcher)
+        held, self._held = self._held, []
+        for stream, payload in held:
+            if self._streams.get(stream.key) is stream:
+                try:
+                    self._request_of(stream, payload)
+                except errors.KvorumError as error:
+                    self._refuse(stream.key.identity, Method.WATCH, stream.key.id, error)
 
     def _lost(self) -> None:
         self._session = 0
         self._requested = False
+        self._attach()
+
+    def _attach(self) -> None:
+        self._attaching = True
         self.link.to_apply(WatchAttach(self.epoch))
+
+    def _detach(self) -> None:
+        """Nobody watches, for a while now."""
+        self.link.to_apply(WatchDetach(self._session))
+        self._session = 0
 
     def _place(self, watcher: Watcher) -> None:
         watcher.synced = watcher.next > self._head
@@ -399,7 +423,12 @@ class Watchd:
 
     def _request_of(self, stream: Stream, payload: bytes) -> None:
         if not self._session:
-            raise errors.Unavailable("etcdserver: server stopped")  # apply is not there: ask again, here or elsewhere
+            if len(self._held) >= HELD_MAX:
+                raise errors.TooManyRequests
+            self._held.append((stream, payload))
+            if not self._attaching:
+                self._attach()
+            return
         try:
             request = pb.WatchRequest.FromString(payload)
         except DecodeError as error:
@@ -477,10 +506,13 @@ class Watchd:
 
     def _tick(self) -> None:
         self._ticks += 1
-        if self._session:
+        self._idle_ticks = 0 if self._streams else self._idle_ticks + 1
+        if self._session and self._idle_ticks > DETACH_TICKS:
+            self._detach()
+        elif self._session:
             self.link.to_apply(WatchAck(self._session, self._sequence))
-        else:
-            self.link.to_apply(WatchAttach(self.epoch))
+        elif self._streams:
+            self._attach()
         self._stalled.clear()
         for identity in list(self._of):
             if self._ticks % PROBE_TICKS == hash(identity) % PROBE_TICKS and self.link.send(identity, b"") is None:

@@ -29,6 +29,7 @@ from cluster.internal import (
     WatchAck,
     WatchAttach,
     WatchAttached,
+    WatchDetach,
     WatchLost,
 )
 from storage.entry import Entry
@@ -53,6 +54,7 @@ messages = st.one_of(
     st.builds(Rejected, u64, u64, st.text(max_size=20)),
     st.builds(WatchAttach, u64),
     st.builds(WatchAck, u64, u64),
+    st.builds(WatchDetach, u64),
     st.builds(HistoryRequest, u64, u64, i64, u64),
     st.builds(WatchAttached, u64, i64, i64, u64),
     st.builds(WatchLost, u64),

@@ -10,10 +10,9 @@ import random
 from collections import deque
 
 import pytest
-from storage.keyspace import Keyspace
 
 from cluster.feed import Feed
-from cluster.internal import Changes, HistoryRequest, Message, Tick, WatchAck, WatchAttach
+from cluster.internal import Changes, HistoryRequest, Message, Tick, WatchAck, WatchAttach, WatchDetach
 from cluster.links import ClientFrame
 from cluster.metrics import WatchBoard
 from cluster.watchd import Watchd
@@ -21,6 +20,7 @@ from kvorum import etcd_pb2 as pb
 from kvorum import wire
 from kvorum.wire import Kind, Method
 from storage.codec import pack_proposal, varint
+from storage.keyspace import Keyspace
 from storage.memory import MemoryEngine
 
 
@@ -63,6 +63,7 @@ class World:
         self.gone: set[bytes] = set()
         self.inbox: dict[bytes, list[wire.Record]] = {}
         self.epoch = self.number = 0
+        self.prompt = True  # apply answers the watch process at once
         self.events: list[tuple[int, bytes]] = []  # (revision, event) as the store gave them out
         self.restart_watch()
 
@@ -112,7 +113,7 @@ class World:
     def apply_turn(self) -> None:
         while self.to_apply:
             message = self.to_apply.popleft()
-            assert isinstance(message, WatchAttach | WatchAck | HistoryRequest)
+            assert isinstance(message, WatchAttach | WatchAck | WatchDetach | HistoryRequest)
             self.feed.handle(message, 1)
 
     def settle(self, rounds: int = 60) -> None:
@@ -124,6 +125,9 @@ class World:
     def ask(self, identity: bytes, *records: bytes) -> None:
         self.to_watch.append(ClientFrame(identity, b"".join(records)))
         self.watchd.turn()
+        if self.prompt:
+            self.apply_turn()
+            self.watchd.turn()
 
     def watch(self, identity: bytes, **create: object) -> None:
         opened = wire.encode(Method.WATCH, Kind.STREAM_OPEN, 0, 1, b"")
@@ -296,6 +300,19 @@ def test_garbage_is_answered_and_ends_only_its_own_stream(world: World) -> None:
     assert [len(r.events) for r in world.responses(b"good")] == [0, 1]
 
 
+def test_while_nobody_watches_nothing_is_sent_and_the_next_watcher_misses_nothing(world: World) -> None:
+    world.watch(b"c", key=b"k")
+    world.ask(b"c", wire.encode(Method.WATCH, Kind.STREAM_CLOSE, 0, 1, b""))
+    world.settle(60)
+    assert world.watchd._session == 0
+    world.put(b"k", b"unseen")
+    assert not [item for item in world.to_watch if isinstance(item, Changes)]
+    world.watch(b"d", key=b"k", start_revision=2)
+    world.put(b"k", b"seen")
+    world.settle()
+    assert [e.kv.value for r in world.responses(b"d") for e in r.events] == [b"unseen", b"seen"]
+
+
 class Client:
     """A watcher as a careful client has it: it resumes after a loss, and checks what it is told."""
 
@@ -354,7 +371,7 @@ class Client:
 def test_whatever_happens_every_watcher_hears_every_change_once(seed: int) -> None:
     rng = random.Random(seed)
     world = World(response_bytes_max=rng.choice([200, 1 << 20]))
-    world.settle(2)
+    world.prompt = False
     clients: list[Client] = []
     for _ in range(300):
         what = rng.random()
@@ -372,7 +389,7 @@ def test_whatever_happens_every_watcher_hears_every_change_once(seed: int) -> No
             world.compact(world.keyspace.revision - rng.randint(1, 6))
             while world.keyspace.sweep():
                 pass
-        elif what < 0.70 and len(clients) < 8 and world.watchd._session:
+        elif what < 0.70 and len(clients) < 8:
             clients.append(Client(len(clients), rng, world))
         elif what < 0.75 and clients:
             world.stalled ^= {rng.choice(clients).identity}
@@ -390,7 +407,7 @@ def test_whatever_happens_every_watcher_hears_every_change_once(seed: int) -> No
                     client.connect()
         elif what < 0.82 and clients:  # a connection breaks: what was on its way is gone
             client = rng.choice(clients)
-            if not client.compacted and world.watchd._session:
+            if not client.compacted:
                 world.gone.add(client.identity)
                 client.take()
                 client.connect()
