@@ -30,6 +30,7 @@ from kvorum.results import Event, WatchResponse
 from kvorum.sync import TIMEOUT_SECONDS, positive
 from kvorum.txn import Key, Transactions, Txn, prefix_range
 from kvorum.verbs import Ask
+from kvorum.watcher import CLOSED
 from kvorum.watches import WatchOptions
 from kvorum.watching import Given, State, Watch, WatchCore
 from kvorum.watching import Session as WatchSession
@@ -58,6 +59,7 @@ class _Runner(Generic[S]):
         self._lines: Lines[S] = Lines(core, self._watch, self._unwatch)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._scheduled = False
+        self._closed = False
         self._timer: asyncio.TimerHandle | None = None
 
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -76,6 +78,7 @@ class _Runner(Generic[S]):
             self.loop().call_soon(self._turn)
 
     def close(self) -> None:
+        self._closed = True
         self._lines.close()
         if self._timer is not None:
             self._timer.cancel()
@@ -94,6 +97,8 @@ class _Runner(Generic[S]):
 
     def _turn(self) -> None:
         self._scheduled = False
+        if self._closed:
+            return
         loop = self.loop()
         now = loop.time()
         self._lines.pump(now)
@@ -295,7 +300,7 @@ class _Watcher:
             self._learning.cancel()
         self._runner.close()
         for watch, take in list(self._takers.items()):
-            take(Given(watch, errors.Unreachable("the client was closed"), 0))
+            take(Given(watch, CLOSED, 0))
         self._takers.clear()
 
     def _learn(self, hello: Any) -> None:
@@ -372,7 +377,7 @@ class Responses(AsyncIterator[WatchResponse]):
         while not self._arrived and not self._cancelled and self._over is None:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        if self._cancelled:
+        if self._cancelled or self._over is CLOSED:
             raise StopAsyncIteration
         if not self._arrived:
             assert self._over is not None

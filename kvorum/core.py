@@ -184,7 +184,9 @@ class Core:
 
     def forget(self, call: Call) -> None:
         """Nobody waits for this call any more. If it has left, the node may still do it."""
-        call.finished = True
+        if not call.finished:
+            call.error = errors.Ambiguous("kvorum: given up before the answer came", Code.CANCELLED)
+            call.finished = True
 
     def end(self, now: float, trouble: str) -> None:
         """The client is being closed: finish every call, close every session."""

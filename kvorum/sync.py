@@ -31,6 +31,7 @@ from kvorum import errors, verbs
 from kvorum.core import DIAL_SECONDS, Call, Core, Session
 from kvorum.link import Lines
 from kvorum.nudge import Nudge
+from kvorum.pipeline import Pipeline
 from kvorum.results import Member
 from kvorum.txn import Transactions, Txn
 from kvorum.verbs import Ask
@@ -113,7 +114,7 @@ class Client(Watches):
         timeout = self.timeout if ask.timeout is None else positive(ask.timeout)
         call = Call(ask.method, ask.request, monotonic() + timeout, again=ask.again)
         self._inbox.append(call)
-        self._wait(call)
+        self.wait(call)
         if call.error is not None:
             raise call.error
         return verbs.read(ask, call.reply)
@@ -157,7 +158,7 @@ class Client(Watches):
         self,
         method: int,
         request: bytes,
-        callback: Callable[[Call], None],
+        callback: Callable[[Call], None] | None = None,
         *,
         timeout: float | None = None,
         again: bool = False,
@@ -181,6 +182,19 @@ class Client(Watches):
         if self._sleeping:
             self._wake()
         return call
+
+    def wait(self, call: Call) -> None:
+        """Until `call`, which submit() gave, is finished. Its callback, if it has one, may still be running then."""
+        if call.finished:
+            return
+        if self._baton.acquire(False):
+            self._lead(call)
+        else:
+            self._park(call)
+
+    def pipeline(self) -> Pipeline:
+        """Queue many calls and take their answers later (kvorum.pipeline)."""
+        return Pipeline(self)
 
     def drive(self, timeout: float = 0.0) -> int:
         """Send what is queued, and wait up to `timeout` seconds until something is finished. Returns how many were."""
@@ -206,15 +220,19 @@ class Client(Watches):
 
     def close(self) -> None:
         """Let the connections go. Calls under way in other threads end as they do when a connection is lost."""
+        if self._closed:
+            return
         if self._watcher is not None:
             self._watcher.close()
         self._closed = True
         self._wake()
         with self._baton:
-            self._core.end(monotonic(), "the client was closed")
-            self._deliver()
-            self._lines.close()
-            self._nudge.close()
+            try:
+                self._core.end(monotonic(), "the client was closed")
+                self._deliver()
+            finally:
+                self._lines.close()
+                self._nudge.close()
         self._promote()
 
     def __enter__(self) -> Client:
@@ -231,11 +249,8 @@ class Client(Watches):
 
     # ---- baton, inbox, parking
 
-    def _wait(self, call: Call) -> None:
-        """Until `call` is finished: holding the baton if it is free, else parked."""
-        if self._baton.acquire(False):
-            self._lead(call)
-            return
+    def _park(self, call: Call) -> None:
+        """Until `call` is finished: parked, or holding the baton if it becomes free."""
         if self._delivering == threading.get_ident():
             self._core.forget(call)
             raise RuntimeError("a callback must not wait for a call: it would wait for itself")

@@ -30,6 +30,8 @@ from kvorum.watching import Given, Session, State, Watch, WatchCore
 Hello = Callable[[float], pb.HelloResponse]
 Callback = Callable[[WatchResponse | KvorumError], None]
 
+CLOSED = errors.Unreachable("the client was closed")
+"""The end of a watch that its own client brings about: no error to its reader, like cancel()."""
 LEARN_SECONDS = 1.0
 """How long the thread waits for a Hello when no node that it knows answers; and how long until it asks again."""
 
@@ -142,18 +144,18 @@ class Watcher:
         self._nudge.poke()
 
     def _run(self) -> None:
-        trouble = "the client was closed"
+        end: KvorumError = CLOSED
         try:
             while not self._closed:
                 self._turn()
         except BaseException as error:
-            trouble = f"the watch thread ended: {error!r}"
+            end = errors.Unreachable(f"the watch thread ended: {error!r}")
             raise
         finally:
             self._closed = True
             self._lines.close()
             for watch, take in list(self._takers.items()):
-                take(Given(watch, errors.Unreachable(trouble), 0))
+                self._hand_over(take, Given(watch, end, 0))
 
     def _turn(self) -> None:
         now = monotonic()
@@ -180,7 +182,7 @@ class Watcher:
 
     def _hand_over(self, take: Callable[[Given], None], item: Given) -> None:
         if isinstance(item.what, KvorumError):
-            del self._takers[item.watch]
+            self._takers.pop(item.watch, None)
         try:
             take(item)
         except Exception:
@@ -227,10 +229,10 @@ class Events(Iterator[WatchResponse]):
           StopIteration: the watch was cancelled.
           Compacted: what it was to see next has been compacted; `compact_revision` says up to where.
         """
+        if self._cancelled or self._over is CLOSED:
+            raise StopIteration
         if self._over is not None:
             raise self._over
-        if self._cancelled:
-            raise StopIteration
         try:
             _, what, size = self._queue.get(timeout=timeout)
         except queue.Empty:
@@ -239,7 +241,7 @@ class Events(Iterator[WatchResponse]):
             raise StopIteration
         if isinstance(what, KvorumError):
             self._over = what
-            raise what
+            return self.get()
         self._watch.read_bytes += size
         if self._watch.state is State.PAUSED and self._queue.empty():
             self._watcher.caught_up(self._watch)

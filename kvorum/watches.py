@@ -9,7 +9,7 @@ from typing import TypedDict, Unpack
 from kvorum.errors import KvorumError
 from kvorum.results import Event, WatchResponse
 from kvorum.txn import Key, prefix_range
-from kvorum.watcher import Callback, Events, Watcher, WatchTimedOut
+from kvorum.watcher import CLOSED, Callback, Events, Watcher, WatchTimedOut
 from kvorum.watching import Given, Watch
 
 __all__ = ["WatchTimedOut", "Watches"]
@@ -111,7 +111,7 @@ class Watches:
             watch.read_bytes += given.size
             if isinstance(given.what, KvorumError):
                 self._callbacks.pop(number, None)
-            if given.what is not None:
+            if given.what is not None and given.what is not CLOSED:
                 callback(given.what)
 
         self._callbacks[number] = watch
