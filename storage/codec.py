@@ -90,10 +90,6 @@ def history_place(key: bytes) -> tuple[int, int]:
     return _MAIN_MAX - main, SUB_MAX - sub
 
 
-def history_user_key(key: bytes) -> bytes:
-    return key[1:-14].replace(b"\0\xff", b"\0")
-
-
 def origin_key(member: int) -> bytes:
     return ORIGIN + _ID.pack(member)
 

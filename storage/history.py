@@ -12,13 +12,13 @@ Pure; bounded by what the caller consumes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from kvorum import errors
 from storage import codec
 from storage.engine import Engine
-from storage.reads import Pairs
+from storage.reads import Entries
 
 
 class Change(NamedTuple):
@@ -33,7 +33,7 @@ class Change(NamedTuple):
 class Past:
     """The keyspace as it stood at the end of `revision`; a State (storage.reads).
 
-    What `pairs` yields beside the key is the place of the value; `load` fetches it. In between a compaction may sweep
+    A handle is the place of the value, and `load` fetches it. In between a compaction may sweep
     the place away, so whoever spreads the two over several slices must check the compaction point before each.
     """
 
@@ -48,11 +48,11 @@ class Past:
             return None
         return self.load([_place(found[0])])[0]
 
-    def pairs(self, start: bytes, end: bytes | None) -> Pairs:
+    def entries(self, start: bytes, end: bytes | None) -> Entries:
         upper = codec.HISTORY_END if end is None else codec.history_start(end)
         return self._newest(self._engine.scan(codec.history_start(start), upper))
 
-    def _newest(self, entries: Iterator[tuple[bytes, bytes]]) -> Pairs:
+    def _newest(self, entries: Iterator[tuple[bytes, bytes]]) -> Entries:
         bound, settled = self._bound, b""
         for entry, life in entries:
             owner = entry[:-12]
@@ -60,10 +60,10 @@ class Past:
                 yield None  # older than the one that counts, or not yet happened
                 continue
             settled = owner
-            yield (codec.history_user_key(entry), _place(entry)) if life else None
+            yield (entry, _place(entry)) if life else None
 
-    def load(self, found: Sequence[bytes]) -> list[bytes]:
-        events = self._engine.get_many(found)
+    def load(self, handles: list[bytes]) -> list[bytes]:
+        events = self._engine.get_many(handles)
         assert None not in events, "a readable revision has lost its value"
         return [codec.event_kv(event) for event in events if event is not None]
 

@@ -17,7 +17,7 @@ The bodies built here are RangeResponse without its header. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, Protocol, TypeVar
 
 from kvorum import errors
@@ -27,8 +27,9 @@ from storage.engine import Engine
 
 T = TypeVar("T")
 Steps = Generator[None, None, T]
-Pairs = Iterator[tuple[bytes, bytes] | None]
-"""Key and handle, in order; None for work done without a result."""
+Entries = Iterator[tuple[bytes, bytes] | None]
+"""For each key, in order: a key of the engine, of no meaning here, and a handle for `State.load`. None stands for work
+that was done without a result."""
 
 SLICE_BYTES = 1 << 20
 KEY_COST = SLICE_BYTES // 2000
@@ -42,12 +43,12 @@ class State(Protocol):
         """The encoded KeyValue."""
         ...
 
-    def pairs(self, start: bytes, end: bytes | None) -> Pairs:
-        """The keys in [start, end), as of this call; `end` None is no end."""
+    def entries(self, start: bytes, end: bytes | None) -> Entries:
+        """The keys in [start, end), in order, as of this call; `end` None is no end."""
         ...
 
-    def load(self, found: Sequence[bytes]) -> list[bytes]:
-        """The encoded KeyValues for handles of `pairs`."""
+    def load(self, handles: list[bytes]) -> list[bytes]:
+        """The encoded KeyValues."""
         ...
 
 
@@ -74,7 +75,7 @@ class View(Protocol):
 
 
 class Latest:
-    """The newest state that is written."""
+    """The newest state that is written. A handle is the KeyValue itself."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -82,12 +83,11 @@ class Latest:
     def get(self, key: bytes) -> bytes | None:
         return self._engine.get(b"k" + key)
 
-    def pairs(self, start: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
-        found = self._engine.scan(b"k" + start, codec.LATEST_END if end is None else b"k" + end)
-        return ((key[1:], kv) for key, kv in found)
+    def entries(self, start: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+        return self._engine.scan(b"k" + start, codec.LATEST_END if end is None else b"k" + end)
 
-    def load(self, found: Sequence[bytes]) -> list[bytes]:
-        return list(found)
+    def load(self, handles: list[bytes]) -> list[bytes]:
+        return handles
 
 
 class Meter:
@@ -126,17 +126,45 @@ def check_revision(view: View, revision: int) -> None:
 
 def ranged(view: View, request: pb.RangeRequest, meter: Meter) -> Steps[bytes]:
     """Answer a checked RangeRequest. Raises FutureRevision or Compacted, at once; later only errors of the engine."""
-    check_revision(view, request.revision)
-    state = view.latest if request.revision <= 0 or request.revision == view.head else view.past(request.revision)
+    state = _state(view, request)
     key, end = request.key, request.range_end
     if not end:
-        kv = state.get(key)
-        return _gather(iter(()) if kv is None else iter([(key, kv)]), list, request, meter)
-    return _gather(state.pairs(key, None if end == b"\0" else end), state.load, request, meter)
+        return _already(_one(state.get(key), request))
+    return _gather(state.entries(key, None if end == b"\0" else end), state.load, request, meter)
+
+
+def ranged_now(view: View, request: pb.RangeRequest) -> bytes:
+    """The same in one go."""
+    if not request.range_end:
+        return _one(_state(view, request).get(request.key), request)
+    return drained(ranged(view, request, Meter()))
+
+
+def _state(view: View, request: pb.RangeRequest) -> State:
+    revision = request.revision
+    if revision <= 0:
+        return view.latest
+    check_revision(view, revision)
+    return view.latest if revision == view.head else view.past(revision)
+
+
+def _already(body: bytes) -> Steps[bytes]:
+    return body
+    yield
+
+
+def _one(kv: bytes | None, request: pb.RangeRequest) -> bytes:
+    """The RangeResponse for a single key: sorting means nothing, and no limit cuts it."""
+    if kv is None:
+        return b""
+    passes = _filter(request)
+    if request.count_only or (passes is not None and not passes(pb.KeyValue.FromString(kv))):
+        return b"\x20\x01"
+    return codec.field(b"\x12", codec.without_value(kv) if request.keys_only else kv) + b"\x20\x01"
 
 
 def _gather(
-    pairs: Pairs, load: Callable[[list[bytes]], list[bytes]], request: pb.RangeRequest, meter: Meter
+    entries: Entries, load: Callable[[list[bytes]], list[bytes]], request: pb.RangeRequest, meter: Meter
 ) -> Steps[bytes]:
     limit = 0 if request.count_only else max(request.limit, 0)
     passes, rank = (None, None) if request.count_only else (_filter(request), _rank(request))
@@ -144,17 +172,17 @@ def _gather(
     count, passed = 0, 0
     kept: list[bytes] = []
     ranked: list[tuple[Any, bytes]] = []
-    for pair in pairs:
-        meter.spent += _PASSED_COST if pair is None else KEY_COST + len(pair[1])
+    for entry in entries:
+        meter.spent += _PASSED_COST if entry is None else KEY_COST + len(entry[1])
         if meter.spent >= SLICE_BYTES:
             meter.spent = 0
             yield
-        if pair is None:
+        if entry is None:
             continue
         count += 1
         if request.count_only:
             continue
-        handle = pair[1]
+        handle = entry[1]
         if passes is not None or rank is not None:
             kv = pb.KeyValue.FromString(load([handle])[0])
             if passes is not None and not passes(kv):

@@ -15,7 +15,6 @@ Pure.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -54,15 +53,26 @@ def admit(method: int, payload: bytes, limits: Limits) -> Path:
     if method == Method.RANGE:
         return Path.SERIALIZABLE if request.serializable else Path.LINEARIZABLE
     if method == Method.TXN and read_only(request):
-        reads = (op.request_range for op in (*request.success, *request.failure))
-        return Path.SERIALIZABLE if all(read.serializable for read in reads) else Path.LINEARIZABLE
+        local = all(read.serializable for read in (*request.success, *request.failure))
+        return Path.SERIALIZABLE if local else Path.LINEARIZABLE
     if len(payload) > limits.max_request_bytes:
         raise errors.RequestTooLarge
     return Path.WRITE
 
 
+class Txn(NamedTuple):
+    """A transaction, with its operations taken out of their envelopes."""
+
+    compare: list[pb.Compare]
+    success: list[Op]
+    failure: list[Op]
+
+
+Op = pb.RangeRequest | pb.PutRequest | pb.DeleteRangeRequest | Txn
+
+
 def parse(method: int, payload: bytes, max_txn_ops: int | None = None) -> Any:
-    """The request's message, checked; without `max_txn_ops`, transactions of any size pass."""
+    """The request's message, checked, or a Txn; without `max_txn_ops`, transactions of any size pass."""
     shape = _REQUESTS.get(method)
     if shape is None:
         raise errors.Unimplemented
@@ -77,7 +87,7 @@ def parse(method: int, payload: bytes, max_txn_ops: int | None = None) -> Any:
     elif method == Method.DELETE_RANGE:
         _check_delete(request)
     elif method == Method.TXN:
-        _check_txn(request, max_txn_ops)
+        request = _txn(request, max_txn_ops)
         _claims(request.success)
         _claims(request.failure)
     elif method == Method.MEMBER_PUBLISH and not request.member.ID:
@@ -109,37 +119,25 @@ def lone_key(payload: bytes) -> bytes | None:
 _SERIALIZABLE = b"\x38\x01"
 
 
-def read_only(txn: pb.TxnRequest) -> bool:
+def read_only(txn: Txn) -> bool:
     """Only ranges in both branches, and nothing nested: such a transaction needs no log entry. An empty one is, too."""
-    return all(op.WhichOneof("request") == "request_range" for op in (*txn.success, *txn.failure))
+    return all(type(op) is pb.RangeRequest for op in txn.success) and all(
+        type(op) is pb.RangeRequest for op in txn.failure
+    )
 
 
 def cost(method: int, payload: bytes) -> int:
     """How much of the space quota a request may take, in bytes: 256 + key + value for a put, for a transaction the
-    dearer branch, nested ones included; 0 for what takes no space. Raises Malformed."""
-    if method not in (Method.PUT, Method.TXN):
-        return 0
-    try:
-        if method == Method.PUT:
-            return _put_cost(pb.PutRequest.FromString(payload))
-        return _txn_cost(pb.TxnRequest.FromString(payload))
-    except DecodeError:
-        raise errors.Malformed from None
+    dearer branch, nested ones included; 0 for what takes no space. Raises what `parse` does."""
+    return _cost(parse(method, payload)) if method in (Method.PUT, Method.TXN) else 0
 
 
-def _put_cost(put: pb.PutRequest) -> int:
-    return 256 + len(put.key) + len(put.value)
-
-
-def _txn_cost(txn: pb.TxnRequest) -> int:
-    return max(sum(map(_op_cost, txn.success)), sum(map(_op_cost, txn.failure)))
-
-
-def _op_cost(op: pb.RequestOp) -> int:
-    kind = op.WhichOneof("request")
-    if kind == "request_put":
-        return _put_cost(op.request_put)
-    return _txn_cost(op.request_txn) if kind == "request_txn" else 0
+def _cost(request: Op) -> int:
+    if isinstance(request, pb.PutRequest):
+        return 256 + len(request.key) + len(request.value)
+    if isinstance(request, Txn):
+        return max(sum(map(_cost, request.success)), sum(map(_cost, request.failure)))
+    return 0
 
 
 def _check_range(request: pb.RangeRequest) -> None:
@@ -163,31 +161,41 @@ def _check_delete(request: pb.DeleteRangeRequest) -> None:
         raise errors.EmptyKey
 
 
-def _check_txn(txn: pb.TxnRequest, room: int | None) -> None:
+def _txn(txn: pb.TxnRequest, room: int | None) -> Txn:
+    compare, success, failure = list(txn.compare), list(txn.success), list(txn.failure)
     if room is not None:
-        room -= max(len(txn.compare), len(txn.success), len(txn.failure))
+        room -= max(len(compare), len(success), len(failure))
         if room < 0:
             raise errors.TooManyOps
-    if not all(compare.key for compare in txn.compare):
-        raise errors.EmptyKey
-    for op in (*txn.success, *txn.failure):
-        kind = op.WhichOneof("request")
-        if kind == "request_range":
-            _check_range(op.request_range)
-        elif kind == "request_put":
-            _check_put(op.request_put)
-        elif kind == "request_delete_range":
-            _check_delete(op.request_delete_range)
-        elif kind == "request_txn":
-            _check_txn(op.request_txn, room)
-        else:
-            raise errors.KeyNotFound
+    for one in compare:
+        if not one.key:
+            raise errors.EmptyKey
+    return Txn(compare, [_op(op, room) for op in success], [_op(op, room) for op in failure])
+
+
+def _op(op: pb.RequestOp, room: int | None) -> Op:
+    kind = op.WhichOneof("request")
+    if kind == "request_put":
+        put = op.request_put
+        _check_put(put)
+        return put
+    if kind == "request_range":
+        read = op.request_range
+        _check_range(read)
+        return read
+    if kind == "request_delete_range":
+        delete = op.request_delete_range
+        _check_delete(delete)
+        return delete
+    if kind == "request_txn":
+        return _txn(op.request_txn, room)
+    raise errors.KeyNotFound
 
 
 _Claims = tuple[set[bytes], list[tuple[bytes, bytes]]]
 
 
-def _claims(ops: Sequence[pb.RequestOp]) -> _Claims:
+def _claims(ops: list[Op]) -> _Claims:
     """The keys that a branch may put and the spans it may delete. Raises DuplicateKey where one key would be put
     twice, or put and deleted. The two branches of a nested transaction exclude each other and so may share keys;
     deletions may overlap.
@@ -198,19 +206,17 @@ def _claims(ops: Sequence[pb.RequestOp]) -> _Claims:
     parts: list[_Claims] = [(set(), [])]
     puts, deletes = parts[0]
     for op in ops:
-        kind = op.WhichOneof("request")
-        if kind == "request_put":
-            key = op.request_put.key
+        if isinstance(op, pb.PutRequest):
+            key = op.key
             if key in puts:
                 raise errors.DuplicateKey
             puts.add(key)
-        elif kind == "request_delete_range":
-            start = op.request_delete_range.key
-            end = span_end(start, op.request_delete_range.range_end)
-            if end is not None and start < end:
-                deletes.append((start, end))
-        elif kind == "request_txn":
-            then, otherwise = _claims(op.request_txn.success), _claims(op.request_txn.failure)
+        elif isinstance(op, pb.DeleteRangeRequest):
+            end = span_end(op.key, op.range_end)
+            if end is not None and op.key < end:
+                deletes.append((op.key, end))
+        elif isinstance(op, Txn):
+            then, otherwise = _claims(op.success), _claims(op.failure)
             parts.append((then[0] | otherwise[0], then[1] + otherwise[1]))
     if len(parts) == 1:
         if deletes and puts:

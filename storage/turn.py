@@ -92,35 +92,37 @@ class Overlay:
             insort(self._order, key)
         self.kvs[key] = kv
 
-    def pairs(self, start: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+    def entries(self, start: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+        """As in State, and what comes first is the user key behind one byte."""
         if self._order is None:
             self._order = sorted(self.kvs)
         low = bisect_left(self._order, start)
         high = len(self._order) if end is None else bisect_left(self._order, end)
-        return self._merged(self._below.pairs(start, end), self._order[low:high])
+        return self._merged(self._below.entries(start, end), self._order[low:high])
 
     def _merged(self, below: Iterator[tuple[bytes, bytes]], over: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
         at, kvs = 0, self.kvs
-        for key, kv in below:
+        for entry in below:
+            key = entry[0][1:]
             while at < len(over) and over[at] < key:
                 own = kvs[over[at]]
                 if own is not None:
-                    yield over[at], own
+                    yield b"k" + over[at], own
                 at += 1
             if at < len(over) and over[at] == key:
                 own = kvs[key]
                 if own is not None:
-                    yield key, own
+                    yield entry[0], own
                 at += 1
             else:
-                yield key, kv
+                yield entry
         for key in over[at:]:
             own = kvs[key]
             if own is not None:
-                yield key, own
+                yield b"k" + key, own
 
-    def load(self, found: Sequence[bytes]) -> list[bytes]:
-        return list(found)
+    def load(self, handles: list[bytes]) -> list[bytes]:
+        return handles
 
 
 class Turn:
@@ -187,7 +189,7 @@ class Turn:
 
     def _records(self, records: list[wire.Record]) -> list[Result]:
         parsed = [_parsed(record) for record in records]
-        self._overlay.fetch([request[0] for request in parsed if type(request) is tuple])
+        self._overlay.fetch([key for request in parsed for key in _wanted(request)])
         kvs, results = self._overlay.kvs, []
         for request in parsed:
             if type(request) is tuple:  # the shortest way, for what most records are
@@ -217,7 +219,7 @@ class Turn:
         if isinstance(request, pb.PutRequest):
             txn.check_put(self, request)
             return self.put(request)
-        if isinstance(request, pb.TxnRequest):
+        if isinstance(request, requests.Txn):
             return txn.write(self, request)
         if isinstance(request, pb.DeleteRangeRequest):
             return self.delete(request)
@@ -256,12 +258,13 @@ class Turn:
         key, end = request.key, codec.span_end(request.key, request.range_end)
         if not request.range_end:
             kv = self._overlay.get(key)
-            found = [] if kv is None else [(key, kv)]
+            found = [] if kv is None else [(b"k" + key, kv)]
         else:
-            found = list(self._overlay.pairs(key, end))
+            found = list(self._overlay.entries(key, end))
         main = self.revision + 1
-        for gone, kv in found:
-            self.batch.delete(b"k" + gone)
+        for latest_key, kv in found:
+            gone = latest_key[1:]
+            self.batch.delete(latest_key)
             prev = self._first.setdefault(gone, kv)
             self._changed(gone, None, codec.delete_event(gone, main), b"", prev)
         if not found:
@@ -311,6 +314,20 @@ def _parsed(record: wire.Record) -> Any:
         return errors.Malformed()
     except errors.KvorumError as error:
         return error
+
+
+def _wanted(request: Any) -> list[bytes]:
+    """The keys whose newest state the request is sure to ask for, or nearly so."""
+    if type(request) is tuple:
+        return [request[0]]
+    if type(request) is pb.PutRequest:
+        return [request.key]
+    if type(request) is requests.Txn:
+        keys = [compare.key for compare in request.compare if not compare.range_end]
+        return keys + [op.key for op in request.success if type(op) is pb.PutRequest]
+    if type(request) is pb.DeleteRangeRequest and not request.range_end:
+        return [request.key]
+    return []
 
 
 _PUT, _RANGE = int(Method.PUT), int(Method.RANGE)

@@ -19,7 +19,8 @@ from typing import Any, Protocol
 from kvorum import errors
 from kvorum import etcd_pb2 as pb
 from storage import codec
-from storage.reads import KEY_COST, Meter, Pairs, Steps, View, check_revision, drained, ranged
+from storage.reads import KEY_COST, Entries, Meter, Steps, View, check_revision, drained, ranged, ranged_now
+from storage.requests import Op, Txn
 
 _RANGE, _PUT, _DELETE, _TXN = b"\x0a", b"\x12", b"\x1a", b"\x22"
 
@@ -50,22 +51,34 @@ def compared(view: View, compare: pb.Compare, meter: Meter) -> Steps[bool]:
     latest, end = view.latest, compare.range_end
     if not end:
         kv = latest.get(compare.key)
-        return _compared(compare, iter(()) if kv is None else iter([(compare.key, kv)]), meter)
-    return _compared(compare, latest.pairs(compare.key, None if end == b"\0" else end), meter)
+        return _compared(compare, iter(() if kv is None else ((b"", kv),)), meter)
+    return _compared(compare, latest.entries(compare.key, None if end == b"\0" else end), meter)
 
 
-def _compared(compare: pb.Compare, pairs: Pairs, meter: Meter) -> Steps[bool]:
+def _compared(compare: pb.Compare, entries: Entries, meter: Meter) -> Steps[bool]:
     empty = True
-    for pair in pairs:
-        assert pair is not None  # the newest state yields no gaps
+    for entry in entries:
+        assert entry is not None  # the newest state has no gaps
         empty = False
-        if not _holds(compare, pb.KeyValue.FromString(pair[1])):
+        if not _holds(compare, pb.KeyValue.FromString(entry[1])):
             return False
-        meter.spent += KEY_COST + len(pair[1])
+        meter.spent += KEY_COST + len(entry[1])
         if meter.full():
             yield
-    # A missing key has version, revisions and lease 0, but no value at all: no comparison of its value is true.
-    return not empty or (compare.target != pb.Compare.VALUE and _holds(compare, pb.KeyValue()))
+    return not empty or _holds_without(compare)
+
+
+def _compared_now(view: View, compare: pb.Compare) -> bool:
+    """The same in one go."""
+    if compare.range_end:
+        return drained(compared(view, compare, Meter()))
+    kv = view.latest.get(compare.key)
+    return _holds_without(compare) if kv is None else _holds(compare, pb.KeyValue.FromString(kv))
+
+
+def _holds_without(compare: pb.Compare) -> bool:
+    """A missing key has version, revisions and lease 0, but no value at all: no comparison of its value is true."""
+    return compare.target != pb.Compare.VALUE and _holds(compare, pb.KeyValue())
 
 
 _TARGETS: dict[int, Callable[[pb.KeyValue, pb.Compare], tuple[Any, Any]]] = {
@@ -97,15 +110,16 @@ def _holds(compare: pb.Compare, kv: pb.KeyValue) -> bool:
 # ---- reading only
 
 
-def read(view: View, txn: pb.TxnRequest, meter: Meter) -> Steps[bytes]:
+def read(view: View, txn: Txn, meter: Meter) -> Steps[bytes]:
     """Answer a transaction that `requests.read_only` said yes to. What it will see is settled by this call, for both
     branches, since which one it takes may need many slices to tell."""
     compares = [compared(view, compare, meter) for compare in txn.compare]
-    branches = [[_later(view, op.request_range, meter) for op in ops] for ops in (txn.failure, txn.success)]
+    branches = [[_later(view, op, meter) for op in ops] for ops in (txn.failure, txn.success)]
     return _read(compares, branches, view.revision)
 
 
-def _later(view: View, request: pb.RangeRequest, meter: Meter) -> Steps[bytes] | errors.KvorumError:
+def _later(view: View, request: Op, meter: Meter) -> Steps[bytes] | errors.KvorumError:
+    assert isinstance(request, pb.RangeRequest)
     try:
         return ranged(view, request, meter)
     except errors.KvorumError as refused:
@@ -134,51 +148,48 @@ def _read(
 # ---- writing
 
 
-def write(writer: Writer, txn: pb.TxnRequest) -> bytes:
-    """Do a checked transaction. Raises LeaseNotFound, KeyNotFound, FutureRevision or Compacted, having changed
-    nothing."""
+def write(writer: Writer, txn: Txn) -> bytes:
+    """Do a transaction. Raises LeaseNotFound, KeyNotFound, FutureRevision or Compacted, having changed nothing."""
     path: list[bool] = []
     _choose(writer, txn, path)
     _check(writer, txn, iter(path))
     return _execute(writer, txn, iter(path))
 
 
-def _taken(txn: pb.TxnRequest, succeeded: bool) -> list[pb.RequestOp]:
-    return list(txn.success if succeeded else txn.failure)
-
-
-def _choose(writer: Writer, txn: pb.TxnRequest, path: list[bool]) -> None:
+def _choose(writer: Writer, txn: Txn, path: list[bool]) -> None:
     """Append to `path` which branch is taken, here and then in each transaction inside it, in order."""
-    succeeded = all(drained(compared(writer, compare, Meter())) for compare in txn.compare)
+    succeeded = True
+    for compare in txn.compare:
+        if not _compared_now(writer, compare):
+            succeeded = False
+            break
     path.append(succeeded)
-    for op in _taken(txn, succeeded):
-        if op.WhichOneof("request") == "request_txn":
-            _choose(writer, op.request_txn, path)
+    for op in txn.success if succeeded else txn.failure:
+        if type(op) is Txn:
+            _choose(writer, op, path)
 
 
-def _check(writer: Writer, txn: pb.TxnRequest, path: Iterator[bool]) -> None:
-    for op in _taken(txn, next(path)):
-        kind = op.WhichOneof("request")
-        if kind == "request_put":
-            check_put(writer, op.request_put)
-        elif kind == "request_range":
-            check_revision(writer, op.request_range.revision)
-        elif kind == "request_txn":
-            _check(writer, op.request_txn, path)
+def _check(writer: Writer, txn: Txn, path: Iterator[bool]) -> None:
+    for op in txn.success if next(path) else txn.failure:
+        if isinstance(op, pb.PutRequest):
+            check_put(writer, op)
+        elif isinstance(op, pb.RangeRequest):
+            check_revision(writer, op.revision)
+        elif isinstance(op, Txn):
+            _check(writer, op, path)
 
 
-def _execute(writer: Writer, txn: pb.TxnRequest, path: Iterator[bool]) -> bytes:
+def _execute(writer: Writer, txn: Txn, path: Iterator[bool]) -> bytes:
     succeeded, answers = next(path), []
-    for op in _taken(txn, succeeded):
-        kind = op.WhichOneof("request")
-        if kind == "request_put":
-            tag, body = _PUT, writer.put(op.request_put)
-        elif kind == "request_range":
-            tag, body = _RANGE, drained(ranged(writer, op.request_range, Meter()))
-        elif kind == "request_delete_range":
-            tag, body = _DELETE, writer.delete(op.request_delete_range)
+    for op in txn.success if succeeded else txn.failure:
+        if isinstance(op, pb.PutRequest):
+            tag, body = _PUT, writer.put(op)
+        elif isinstance(op, pb.RangeRequest):
+            tag, body = _RANGE, ranged_now(writer, op)
+        elif isinstance(op, pb.DeleteRangeRequest):
+            tag, body = _DELETE, writer.delete(op)
         else:
-            tag, body = _TXN, _execute(writer, op.request_txn, path)
+            tag, body = _TXN, _execute(writer, op, path)
         answers.append((tag, _header(writer.head) + body))
     return _body(succeeded, answers)
 
@@ -188,6 +199,6 @@ def _header(revision: int) -> bytes:
 
 
 def _body(succeeded: bool, answers: list[tuple[bytes, bytes]]) -> bytes:
-    parts = [b"\x10\x01"] if succeeded else []
-    parts += [codec.field(b"\x1a", codec.field(tag, body)) for tag, body in answers]
-    return b"".join(parts)
+    body = [b"\x10\x01"] if succeeded else []
+    body += [codec.field(b"\x1a", codec.field(tag, answer)) for tag, answer in answers]
+    return b"".join(body)
