@@ -63,8 +63,11 @@ class Server:
 
     def answer(self, path: str) -> tuple[int, str, bytes]:
         """The status, content type and body for GET `path`."""
-        url = urlsplit(path)
-        query = parse_qs(url.query)
+        try:
+            url = urlsplit(path)
+        except ValueError as error:
+            return 400, "text/plain; charset=utf-8", f"{error}\n".encode()
+        query = parse_qs(url.query, keep_blank_values=True)
         name = url.path.rstrip("/") or "/"
         if name == "/metrics":
             return 200, "text/plain; version=0.0.4; charset=utf-8", self.metrics_text()
@@ -90,7 +93,7 @@ class Server:
         return (503, "text/plain; charset=utf-8", body + b"\n") if reason else (200, "application/json", body)
 
     def _probe(self, checks: list[str], *, verbose: bool) -> tuple[int, str, bytes]:
-        failures = {check: self.read(serializable=check == "serializable_read") for check in checks}
+        failures = {check: _CHECKS[check](self) for check in checks}
         lines = [f"[-]{name} failed: {why}" if why else f"[+]{name} ok" for name, why in failures.items()]
         failed = any(failures.values())
         text = "\n".join([*(lines if verbose or failed else []), *([] if failed else ["ok"])]) + "\n"
@@ -212,6 +215,16 @@ class Server:
             family.add_metric([value], 1)
             yield family
 
+
+_CHECKS: dict[str, Callable[[Server], str]] = {
+    "serializable_read": lambda server: server.read(serializable=True),
+    "linearizable_read": lambda server: (
+        server.read(serializable=False)
+        if server._has_leader()
+        else "etcdserver: no leader"  # known at once: don't wait
+    ),
+}
+"""What a probe can look at: why it failed, "" if it didn't."""
 
 _PROBES = {"/livez": ("serializable_read",), "/readyz": ("serializable_read", "linearizable_read")}
 """The probes and what they check. etcd's data_corruption and non_learner come with what they would look at."""
