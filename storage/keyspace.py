@@ -25,13 +25,14 @@ from storage import codec, compaction, requests, txn
 from storage import turn as turns
 from storage.engine import Engine
 from storage.history import Change, Past, events
-from storage.reads import Latest, Meter, State, Steps, ranged
+from storage.reads import Counts, Latest, Meter, State, Steps, ranged
 from storage.turn import Outcome, Result, refusal
 
 __all__ = ["Change", "Keyspace", "Outcome", "Result", "Scan", "Turn"]
 
 
 _RANGE = int(Method.RANGE)
+NEVER = 1 << 63
 
 
 class Turn(turns.Turn):
@@ -82,7 +83,7 @@ class _View:
         self.revision = self.head = state.revision
         self.compacted = state.compacted
         self.latest: State = Latest(engine)
-        self.oldest = state.revision
+        self.oldest = NEVER  # of the past revisions that it looks at
 
     def past(self, revision: int) -> State:
         self.oldest = min(self.oldest, revision)
@@ -105,6 +106,7 @@ class Keyspace:
             codec.key_id(key): codec.unpack_origin(value) for key, value in engine.scan(codec.ORIGIN, codec.ORIGIN_END)
         }
         """The last applied (incarnation, number) of each member that ever proposed."""
+        self._counts = Counts()
         self._members: dict[int, pb.MemberPublish] = {
             codec.key_id(key): pb.MemberPublish.FromString(value)
             for key, value in engine.scan(codec.MEMBER, codec.MEMBER_END)
@@ -175,7 +177,7 @@ class Keyspace:
             raise errors.Unimplemented
         request = requests.parse(method, payload)
         if method == Method.RANGE:
-            return ranged(view, request, Meter())
+            return ranged(view, request, Meter(), self._counts)
         if not requests.read_only(request):
             raise errors.Unimplemented
         return txn.read(view, request, Meter())

@@ -11,6 +11,8 @@ applied) drains it. A Meter is shared by all parts of one request, so that many 
 one.
 
 `count` is the number of keys selected, before filters and limit, so the whole range is visited even for a small limit.
+Whoever pages through a large range at one revision, as clients do, would thereby visit it again for every page: Counts
+remembers how many keys are left behind the last page, so that the next one need not count.
 
 The bodies built here are RangeResponse without its header. Pure.
 """
@@ -23,6 +25,7 @@ from typing import Any, Protocol, TypeVar
 from kvorum import errors
 from kvorum import etcd_pb2 as pb
 from storage import codec
+from storage.codec import span_end, varint
 from storage.engine import Engine
 
 T = TypeVar("T")
@@ -34,6 +37,8 @@ that was done without a result."""
 SLICE_BYTES = 1 << 20
 KEY_COST = SLICE_BYTES // 2000
 _PASSED_COST = KEY_COST // 4
+COUNTS_MAX = 1000
+NO_LIMIT = 1 << 63
 
 
 class State(Protocol):
@@ -93,17 +98,36 @@ class Latest:
 class Meter:
     """How much of the slice is used up."""
 
-    __slots__ = ("spent",)
+    __slots__ = ("_spent",)
 
     def __init__(self) -> None:
-        self.spent = 0
+        self._spent = 0
 
-    def full(self) -> bool:
-        """Asked after work: is it time to yield? Then a new slice begins."""
-        if self.spent < SLICE_BYTES:
+    def used(self, cost: int) -> bool:
+        """Called after work: is it time to yield? Then a new slice begins."""
+        self._spent += cost
+        if self._spent < SLICE_BYTES:
             return False
-        self.spent = 0
+        self._spent = 0
         return True
+
+
+class Counts:
+    """How many keys there are in [start, end) at a revision, for starts where a next page would begin.
+
+    What was true of a revision stays true. It keeps the newest COUNTS_MAX, which is for as many readers at once.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[bytes, bytes, int], int] = {}
+
+    def get(self, start: bytes, end: bytes, revision: int) -> int | None:
+        return self._known.get((start, end, revision))
+
+    def note(self, start: bytes, end: bytes, revision: int, count: int) -> None:
+        if len(self._known) >= COUNTS_MAX:
+            del self._known[next(iter(self._known))]
+        self._known[start, end, revision] = count
 
 
 def drained(steps: Steps[T]) -> T:
@@ -124,13 +148,18 @@ def check_revision(view: View, revision: int) -> None:
         raise errors.Compacted
 
 
-def ranged(view: View, request: pb.RangeRequest, meter: Meter) -> Steps[bytes]:
+def ranged(view: View, request: pb.RangeRequest, meter: Meter, counts: Counts | None = None) -> Steps[bytes]:
     """Answer a checked RangeRequest. Raises FutureRevision or Compacted, at once; later only errors of the engine."""
     state = _state(view, request)
-    key, end = request.key, request.range_end
-    if not end:
-        return _already(_one(state.get(key), request))
-    return _gather(state.entries(key, None if end == b"\0" else end), state.load, request, meter)
+    if not request.range_end:
+        return _already(_one(state.get(request.key), request))
+    entries = state.entries(request.key, span_end(request.key, request.range_end))
+    if request.count_only:
+        return _counted(entries, meter)
+    passes, rank = _filter(request), _rank(request)
+    if passes is None and rank is None:
+        return _page(entries, state, request, meter, counts or Counts(), view.head)
+    return _selected(entries, state, request, meter, passes, rank)
 
 
 def ranged_now(view: View, request: pb.RangeRequest) -> bytes:
@@ -163,57 +192,100 @@ def _one(kv: bytes | None, request: pb.RangeRequest) -> bytes:
     return codec.field(b"\x12", codec.without_value(kv) if request.keys_only else kv) + b"\x20\x01"
 
 
-def _gather(
-    entries: Entries, load: Callable[[list[bytes]], list[bytes]], request: pb.RangeRequest, meter: Meter
+def _counted(entries: Entries, meter: Meter) -> Steps[bytes]:
+    count = 0
+    for entry in entries:
+        count += entry is not None
+        if meter.used(KEY_COST):
+            yield
+    return b"\x20" + varint(count) if count else b""
+
+
+def _page(
+    entries: Entries, state: State, request: pb.RangeRequest, meter: Meter, counts: Counts, head: int
 ) -> Steps[bytes]:
-    limit = 0 if request.count_only else max(request.limit, 0)
-    passes, rank = (None, None) if request.count_only else (_filter(request), _rank(request))
+    """The first keys in natural order."""
+    start, end, revision = request.key, request.range_end, request.revision if request.revision > 0 else head
+    limit = request.limit if request.limit > 0 else NO_LIMIT
+    known = counts.get(start, end, revision)
+    count = 0
+    kept: list[bytes] = []
+    for entry in entries:
+        if entry is None:
+            cost = _PASSED_COST
+        else:
+            cost = KEY_COST + len(entry[1])
+            count += 1
+            if count <= limit:
+                kept.append(entry[1])
+            elif known is not None:
+                break
+        if meter.used(cost):
+            yield
+    if known is not None:
+        count = known
+    kvs = yield from _loaded(kept, state, meter)
+    if count > limit:
+        counts.note(pb.KeyValue.FromString(kvs[-1]).key + b"\0", end, revision, count - limit)
+    return (yield from _response(kvs, count > limit, count, request.keys_only, meter))
+
+
+def _selected(
+    entries: Entries,
+    state: State,
+    request: pb.RangeRequest,
+    meter: Meter,
+    passes: Callable[[pb.KeyValue], bool] | None,
+    rank: Callable[[pb.KeyValue], Any] | None,
+) -> Steps[bytes]:
+    """Filtered, sorted, or both."""
+    limit = request.limit if request.limit > 0 else NO_LIMIT
     backwards = request.sort_order == pb.RangeRequest.DESCEND
     count, passed = 0, 0
-    kept: list[bytes] = []
-    ranked: list[tuple[Any, bytes]] = []
+    kept: list[tuple[Any, bytes]] = []
     for entry in entries:
-        meter.spent += _PASSED_COST if entry is None else KEY_COST + len(entry[1])
-        if meter.spent >= SLICE_BYTES:
-            meter.spent = 0
+        if meter.used(_PASSED_COST if entry is None else KEY_COST + len(entry[1])):
             yield
         if entry is None:
             continue
         count += 1
-        if request.count_only:
+        kv = pb.KeyValue.FromString(state.load([entry[1]])[0])
+        if passes is not None and not passes(kv):
             continue
-        handle = entry[1]
-        if passes is not None or rank is not None:
-            kv = pb.KeyValue.FromString(load([handle])[0])
-            if passes is not None and not passes(kv):
-                continue
         passed += 1
-        if rank is not None:
-            ranked.append((rank(kv), handle))
-            if limit and len(ranked) > 2 * limit + 1000:  # only the best `limit` can be in the answer
-                ranked = _sorted(ranked, backwards)[:limit]
-        elif not limit or passed <= limit:
-            kept.append(handle)
-    if rank is not None:
-        kept = [handle for _, handle in _sorted(ranked, backwards)[: limit or None]]
-    body = []
-    for at in range(0, len(kept), 256):
-        kvs = load(kept[at : at + 256])
-        if request.keys_only:
-            kvs = [codec.without_value(kv) for kv in kvs]
-        body += [codec.field(b"\x12", kv) for kv in kvs]
-        meter.spent += sum(map(len, kvs))
-        if meter.full():
+        kept.append((rank(kv) if rank is not None else passed, entry[1]))
+        if len(kept) > 2 * limit + 1000:  # only the best `limit` can be in the answer
+            kept = _best(kept, limit, backwards)
+    handles = [handle for _, handle in _best(kept, limit, backwards)]
+    kvs = yield from _loaded(handles, state, meter)
+    return (yield from _response(kvs, passed > limit, count, request.keys_only, meter))
+
+
+def _best(kept: list[tuple[Any, bytes]], limit: int, backwards: bool) -> list[tuple[Any, bytes]]:
+    return sorted(kept, key=lambda pair: pair[0], reverse=backwards)[:limit]  # ties stay in key order
+
+
+def _loaded(handles: list[bytes], state: State, meter: Meter) -> Steps[list[bytes]]:
+    kvs: list[bytes] = []
+    for at in range(0, len(handles), 256):
+        kvs += state.load(handles[at : at + 256])
+        if meter.used(256 * _PASSED_COST):
             yield
-    if limit and passed > limit:
+    return kvs
+
+
+def _response(kvs: list[bytes], more: bool, count: int, keys_only: bool, meter: Meter) -> Steps[bytes]:
+    body = []
+    for kv in kvs:
+        shown = codec.without_value(kv) if keys_only else kv
+        body.append(codec.field(b"\x12", shown))
+        if meter.used(_PASSED_COST + len(shown)):
+            yield
+    if more:
         body.append(b"\x18\x01")
     if count:
-        body.append(b"\x20" + codec.varint(count))
+        body.append(b"\x20" + varint(count))
     return b"".join(body)
-
-
-def _sorted(ranked: list[tuple[Any, bytes]], backwards: bool) -> list[tuple[Any, bytes]]:
-    return sorted(ranked, key=lambda pair: pair[0], reverse=backwards)  # ties stay in key order
 
 
 def _filter(request: pb.RangeRequest) -> Callable[[pb.KeyValue], bool] | None:

@@ -62,8 +62,7 @@ def _compared(compare: pb.Compare, entries: Entries, meter: Meter) -> Steps[bool
         empty = False
         if not _holds(compare, pb.KeyValue.FromString(entry[1])):
             return False
-        meter.spent += KEY_COST + len(entry[1])
-        if meter.full():
+        if meter.used(KEY_COST + len(entry[1])):
             yield
     return not empty or _holds_without(compare)
 
