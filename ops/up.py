@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -110,23 +110,22 @@ def show(places: list[local.Place]) -> None:
     """A put, a get and an event, each on another node."""
     import kvorum
 
-    one, two, three = (kvorum.client(place.url(local.STEP_NATIVE)) for place in places)
-    key, value = "kvorum/hello", time.strftime("%H:%M:%S")
-    events, cancel = three.watch(key)
-    seen = threading.Thread(target=lambda: print(f"  watch on {places[2].name}:  {describe(next(iter(events)))}"))
-    seen.start()
-    one.put(key, value)
-    print(f"  put on {places[0].name}:    {key} = {value}")
+    clients = [kvorum.client(place.url(local.STEP_NATIVE), discover=False) for place in places]
+    one, two, three = clients
+    key, value = "greeting", time.strftime("hello at %H:%M:%S")
+    seen: queue.SimpleQueue[object] = queue.SimpleQueue()
+    three.add_watch_callback(key, seen.put)
+    revision = one.put(key, value).header.revision
+    print(f"  put on {places[0].name}      {key} = {value!r}, revision {revision}")
     got, meta = two.get(key)
-    print(f"  get on {places[1].name}:    {key} = {got.decode()} (revision {meta.mod_revision})")
-    seen.join(10)
-    cancel()
-    for client in (one, two, three):
+    assert got is not None and meta is not None
+    print(f"  get on {places[1].name}      {key} = {got.decode()!r}, revision {meta.mod_revision}")
+    answer = seen.get(timeout=10)
+    assert isinstance(answer, kvorum.results.WatchResponse), answer
+    for event in answer.events:
+        print(f"  event on {places[2].name}    {type(event).__name__} {event.key.decode()} = {event.value.decode()!r}")
+    for client in clients:
         client.close()
-
-
-def describe(event: object) -> str:
-    return str(event)
 
 
 def down() -> int:
