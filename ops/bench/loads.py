@@ -22,7 +22,8 @@ from ops.bench.workloads import Plan, Workload
 HERE = Path(__file__).resolve().parent
 ETCDLOAD = HERE / "bin" / "etcdload"
 ETCD_CONNECTIONS_PER_NODE = 2
-"""What serves etcd best here: `--find-connections` shows 1 and 2 level, and less from 4 on. A lone client has one."""
+"""etcd does as well with 1, 2 or 4, as far as a busy machine lets one tell, and worse with 8 or 16 when there are
+three nodes (`--find-connections`). Look again on a quiet machine before a number is quoted. A lone client has one."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ def profile(plan: Plan, workload: Workload, nodes: int, under: Path, native: boo
     """Fill a cluster, run the workload, print threads and functions for each process and for the load generator."""
     system = Kvorum()
     spy = shutil.which("py-spy") or str(Path(sys.executable).parent / "py-spy")
+    if not Path(spy).exists():
+        raise SystemExit("profiling needs py-spy: .venv/bin/python -m pip install py-spy")
     with running(system, nodes, under) as cluster, tempfile.TemporaryDirectory() as scratch:
         loads.fill(plan, system, cluster)
         seconds = plan.window_seconds * 0.95
