@@ -118,7 +118,8 @@ def show(places: list[local.Place]) -> None:
     revision = one.put(key, value).header.revision
     print(f"  put on {places[0].name}      {key} = {value!r}, revision {revision}")
     got, meta = two.get(key)
-    assert got is not None and meta is not None
+    assert got is not None
+    assert meta is not None
     print(f"  get on {places[1].name}      {key} = {got.decode()!r}, revision {meta.mod_revision}")
     answer = seen.get(timeout=10)
     assert isinstance(answer, kvorum.results.WatchResponse), answer
