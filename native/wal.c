@@ -20,6 +20,13 @@ uint64_t wal_room(struct wal *w) {
     return room;
 }
 
+uint64_t wal_newest(struct wal *w) {
+    pthread_mutex_lock(&w->lock);
+    uint64_t sequence = w->fill_sequence;
+    pthread_mutex_unlock(&w->lock);
+    return sequence;
+}
+
 int wal_fileno(const struct wal *w) { return w->event; }
 
 uint64_t wal_durable(const struct wal *w) { return atomic_load_explicit(&w->durable, memory_order_acquire); }

@@ -187,6 +187,9 @@ int wal_append(struct wal *w, const struct wal_hard *hard, uint64_t prev_term, s
  * or removes them. Never the current one. Returns 0 or the errno of wal_failed(), or ENOMEM. */
 int wal_release(struct wal *w, uint64_t sequence);
 
+/* The segment in which the newest record has its place. */
+uint64_t wal_newest(struct wal *w);
+
 /* Readable when the position has risen or the log has failed. */
 int wal_fileno(const struct wal *w);
 

@@ -102,20 +102,19 @@ class Journal:
     risen, or the journal has failed.
     """
 
-    def __init__(self, directory: Path, lock: int, writer: Any, places: Places, sequence: int) -> None:
+    def __init__(self, directory: Path, lock: int, writer: Any, places: Places, log_id: int, oldest: int) -> None:
         self._directory = directory
         self._lock = lock
         self._writer = writer
         self._places = places
-        self._sequence = sequence  # the newest segment known to hold anything
-        self._oldest = 0  # below it all has been released
+        self._log_id = log_id
+        self._oldest = oldest  # segments below it have been released
         self._files: dict[int, int] = {}  # sequence -> descriptor, of segments that were read from
         self._unsettled: deque[tuple[int, int]] = deque()  # (position, first index) not known to be durable
         self._hard = ffi.new("struct wal_hard *")
         self._rows = ffi.new("struct wal_entry[]", _ROWS)
         self._position = ffi.new("uint64_t *")
         self._record = ffi.new("struct wal_record *")
-        self._log_id = 0
 
     @classmethod
     def open(
@@ -174,9 +173,7 @@ class Journal:
         if writer == ffi.NULL:
             kind = NoSpace if error[0] in (errno.ENOSPC, errno.EDQUOT) else JournalFailed
             raise kind(error[0], os.strerror(error[0]), str(directory))
-        journal = cls(directory, lock, writer, places, last.header.sequence if last else 1)
-        journal._log_id = start.log_id
-        journal._oldest = last.oldest if last else 1
+        journal = cls(directory, lock, writer, places, start.log_id, last.oldest if last else 1)
         return journal, Recovered(hard, places.prev, places.terms, places.last_index)
 
     def append(self, hard_state: HardState | None, entries: Sequence[Entry]) -> int:
@@ -221,7 +218,6 @@ class Journal:
                 offset: int = row.offset
                 end = (offset + _DATA_AT + len(entry.data) + 7) & ~7
                 places.add(entry.index, entry.term, row.sequence, offset, end)
-            self._sequence = places.spans[-1].sequence
             self._unsettled.append((position, first))
         hit("journalAfterAppend")
         return position
@@ -318,7 +314,9 @@ class Journal:
         stay readable. The caller keeps what those entries made durable elsewhere. Raises JournalFailed.
         """
         writer, places = self._open_writer(), self._places
-        needed = places.needed_from(index, self._sequence)
+        needed = places.needed_from(index)
+        if needed is None:
+            needed = lib.wal_newest(writer)
         if needed <= self._oldest:
             return
         hit("journalBeforeRelease")

@@ -95,12 +95,9 @@ class Places:
     def find(self, index: int) -> Span:
         return self.spans[bisect_right(self.spans, index, key=lambda span: span.first) - 1]
 
-    def needed_from(self, index: int, newest: int) -> int:
-        """The oldest segment that holds an entry above `index`, `newest` if none does."""
-        for span in self.spans:
-            if span.last > index:
-                return span.sequence
-        return newest
+    def needed_from(self, index: int) -> int | None:
+        """The oldest segment that holds an entry above `index`."""
+        return next((span.sequence for span in self.spans if span.last > index), None)
 
     def forget_before(self, sequence: int) -> None:
         """Segments before `sequence` go, and the entries in them."""

@@ -1,0 +1,1 @@
+"""Tests of the C parts and their thin Python faces."""
