@@ -44,7 +44,7 @@ def main() -> int:
 
 def up(base_port: int | None) -> int:
     STATE.mkdir(mode=0o700, exist_ok=True)
-    running = cluster()
+    running, said_before = cluster(), log_bytes()
     if running:
         base_port = running["base_port"]
         print(f"the cluster runs already (process {running['pid']})")
@@ -52,9 +52,11 @@ def up(base_port: int | None) -> int:
         start(base_port)
     places = local.layout(NODES, str(STATE / "data"), base_port)
     for place in places:
-        if not await_health(place):
-            print(f"{place.name} isn't healthy after {HEALTHY_SECONDS_MAX:.0f} s; the last lines of {STATE / 'log'}:\n")
-            print("\n".join((STATE / "log").read_text(errors="replace").splitlines()[-20:]))
+        if not await_health(place, said_before):
+            print(f"{place.name} isn't healthy; the last lines of {STATE / 'log'}:\n")
+            print("\n".join((STATE / "log").read_text(errors="replace").splitlines()[-20:]), "\n")
+            if not running:
+                down()
             return 1
     print(f"three nodes are healthy; their data is in {STATE / 'data'}/\n")
     show(places)
@@ -75,7 +77,7 @@ NEXT = """Try next:
 
 def start(base_port: int | None) -> None:
     """Start `kvorum local` in a session of its own, which outlives this terminal."""
-    command = [".venv/bin/kvorum", "local", f"--nodes={NODES}", f"--data-dir={STATE / 'data'}"]
+    command = [sys.executable, "-m", "cluster.cli", "local", f"--nodes={NODES}", f"--data-dir={STATE / 'data'}"]
     if base_port is not None:
         command.append(f"--base-port={base_port}")
     with open(STATE / "log", "ab") as log:
@@ -95,7 +97,12 @@ def cluster() -> dict[str, int | None] | None:
     return found if b"local" in words and here == Path.cwd() else None
 
 
-def await_health(place: local.Place) -> bool:
+def log_bytes() -> int:
+    return (STATE / "log").stat().st_size if (STATE / "log").exists() else 0
+
+
+def await_health(place: local.Place, said_before: int) -> bool:
+    """Whether the node becomes healthy before its time is over, or the cluster's process has given it up."""
     deadline = time.monotonic() + HEALTHY_SECONDS_MAX
     while time.monotonic() < deadline and cluster():
         try:
@@ -103,6 +110,9 @@ def await_health(place: local.Place) -> bool:
                 return answer.status == 200
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
+        said = (STATE / "log").read_bytes()[said_before:].decode(errors="replace")
+        if any(f" {place.name} " in line and line.endswith("stays down") for line in said.splitlines()):
+            return False
     return False
 
 
