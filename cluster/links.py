@@ -52,6 +52,23 @@ class Ticker:
         return max(0, int((self._next - time.monotonic()) * 1000) + 1)
 
 
+class _Ends:
+    """The sockets of a process, and which of them have something. Asking one that has nothing costs more than the poll."""
+
+    def __init__(self, ticker: Ticker, *sources: zmq.Socket[bytes] | int) -> None:
+        self._ticker = ticker
+        self._poller = zmq.Poller()
+        for source in sources:
+            self._poller.register(source, zmq.POLLIN)
+        self._ready: dict[zmq.Socket[bytes] | int, int] = {}
+
+    def wait(self, *, idle: bool) -> None:
+        self._ready = dict(self._poller.poll(self._ticker.wait_ms() if idle else 0))
+
+    def drain(self, socket: zmq.Socket[bytes]) -> Iterator[list[bytes]]:
+        return _drain(socket) if socket in self._ready else iter(())
+
+
 def _drain(socket: zmq.Socket[bytes]) -> Iterator[list[bytes]]:
     receive = socket.recv_multipart
     while True:
@@ -61,10 +78,10 @@ def _drain(socket: zmq.Socket[bytes]) -> Iterator[list[bytes]]:
             return
 
 
-def _clients(socket: zmq.Socket[bytes]) -> Iterator[ClientFrame]:
+def _clients(arrived: Iterator[list[bytes]]) -> Iterator[ClientFrame]:
     """What clients have sent, as much as one turn takes. A message that isn't one frame is from no client of ours."""
     size = 0
-    for count, frames in enumerate(_drain(socket)):
+    for count, frames in enumerate(arrived):
         if len(frames) == 2:
             size += len(frames[1])
             yield ClientFrame(frames[0], frames[1])
@@ -125,23 +142,21 @@ class RaftLink:
         }
         self._ticker = Ticker(node.heartbeat_ms / 1000)
         self._attached = self._stranger = b""
-        self._poller = zmq.Poller()
-        for source in (self._listener, self._apply, wal_fd):
-            self._poller.register(source, zmq.POLLIN)
+        self._ends = _Ends(self._ticker, self._listener, self._apply, wal_fd)
 
     def wait(self, *, idle: bool) -> None:
         """Until something arrives, the disk has something to say, or the next tick is due."""
-        self._poller.poll(self._ticker.wait_ms() if idle else 0)
+        self._ends.wait(idle=idle)
 
     def receive(self) -> Iterator[Tick | Floor | peer.Message | Message]:
-        for frames in _drain(self._listener):
+        for frames in self._ends.drain(self._listener):
             item = self._peer_item(frames)
             if item is None:
                 self._board.malformed_frames.add()
             else:
                 self._board.peer_received_bytes[item.sender].add(len(frames[1]))
                 yield item
-        for identity, frame in _drain(self._apply):
+        for identity, frame in self._ends.drain(self._apply):
             self._stranger = identity
             yield internal.decode(frame)
         if self._ticker.due():
@@ -202,22 +217,20 @@ class ApplyLink:
         self._watch = sockets.local_listener(context, node.ipc("watch"))
         self._watcher = b""
         self._ticker = Ticker(node.heartbeat_ms / 1000)
-        self._poller = zmq.Poller()
-        for socket in (self._clients, self._raft, self._watch):
-            self._poller.register(socket, zmq.POLLIN)
+        self._ends = _Ends(self._ticker, self._clients, self._raft, self._watch)
 
     def wait(self, *, idle: bool) -> None:
         """Until something arrives or the next tick is due."""
-        self._poller.poll(self._ticker.wait_ms() if idle else 0)
+        self._ends.wait(idle=idle)
 
     def receive(self) -> Iterator[Tick | ClientFrame | Message]:
-        for (frame,) in _drain(self._raft):
+        for (frame,) in self._ends.drain(self._raft):
             yield internal.decode(frame)
-        for identity, frame in _drain(self._watch):
+        for identity, frame in self._ends.drain(self._watch):
             self._watcher = identity
             yield internal.decode(frame)
         size = 0
-        for client in _clients(self._clients):
+        for client in _clients(self._ends.drain(self._clients)):
             size += len(client.frame)
             yield client
         if size:
@@ -246,18 +259,16 @@ class WatchLink:
         self._clients = sockets.client_listener(context, [node.listen_watch])
         self._apply = sockets.local_caller(context, node.ipc("watch"))
         self._ticker = Ticker(node.heartbeat_ms / 1000)
-        self._poller = zmq.Poller()
-        for socket in (self._clients, self._apply):
-            self._poller.register(socket, zmq.POLLIN)
+        self._ends = _Ends(self._ticker, self._clients, self._apply)
 
     def wait(self) -> None:
         """Until something arrives or the next tick is due."""
-        self._poller.poll(self._ticker.wait_ms())
+        self._ends.wait(idle=True)
 
     def receive(self) -> Iterator[Tick | ClientFrame | Message]:
-        for (frame,) in _drain(self._apply):
+        for (frame,) in self._ends.drain(self._apply):
             yield internal.decode(frame)
-        yield from _clients(self._clients)
+        yield from _clients(self._ends.drain(self._clients))
         if self._ticker.due():
             yield Tick()
 
