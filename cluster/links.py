@@ -53,7 +53,7 @@ class Ticker:
 
 
 class _Ends:
-    """The sockets of a process, and which of them have something. Asking one that has nothing costs more than the poll."""
+    """A process's sockets, and which of them have something: asking one that has nothing costs more than the poll."""
 
     def __init__(self, ticker: Ticker, *sources: zmq.Socket[bytes] | int) -> None:
         self._ticker = ticker
