@@ -129,6 +129,8 @@ def varint(n: int) -> bytes:
     """`n` >= 0 as protobuf writes an integer or a length."""
     if n < 2048:
         return _SHORT[n]
+    if n < 1 << 14:
+        return bytes((n & 0x7F | 0x80, n >> 7))
     if n < 1 << 21:
         return bytes((n & 0x7F | 0x80, n >> 7 & 0x7F | 0x80, n >> 14))
     if n < 1 << 28:

@@ -101,6 +101,7 @@ class RocksEngine:
         self._unlogged = WriteOptions()
         self._unlogged.disable_wal = True  # type: ignore[method-assign,assignment]  # a property; the stub errs
         self._flusher = _Flusher(self._db)
+        self._closed = False
 
     def get(self, key: bytes) -> bytes | None:
         value: bytes | None = self._db.get(key)
@@ -112,21 +113,21 @@ class RocksEngine:
     def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
         if start >= end:
             return iter(())
-        bounds = _bounds(start, end)
-        cursor = self._db.iter(bounds)  # sees the store as it is now
+        bound = _bound(end)
+        cursor = self._db.iter(bound)  # sees the store as it is now
         if reverse:
             cursor.seek_to_last()
-            return _pairs(cursor, cursor.prev, bounds)
+            return _backwards(cursor, start, bound)
         cursor.seek(start)
-        return _pairs(cursor, cursor.next, bounds)
+        return _pairs(cursor, bound)
 
     def scan_keys(self, start: bytes, end: bytes) -> Iterator[bytes]:
         if start >= end:
             return iter(())
-        bounds = _bounds(start, end)
-        cursor = self._db.iter(bounds)
+        bound = _bound(end)
+        cursor = self._db.iter(bound)
         cursor.seek(start)
-        return _keys(cursor, bounds)
+        return _keys(cursor, bound)
 
     def first(self, start: bytes, end: bytes) -> tuple[bytes, bytes] | None:
         return next(self.scan(start, end), None)
@@ -149,38 +150,48 @@ class RocksEngine:
 
     def close(self) -> None:
         """Waits for a flush under way. Flushes nothing by promise, though RocksDB may. Closing twice is harmless."""
-        self._flusher.close()
-        self._db.close()
+        if not self._closed:
+            self._closed = True
+            self._flusher.close()
+            self._db.close()
 
 
-def _bounds(start: bytes, end: bytes) -> ReadOptions:
-    """Bounds for an iterator, so that it never walks the deleted entries beyond them.
+def _bound(end: bytes) -> ReadOptions:
+    """The end of an iterator, so that it never walks the deleted entries beyond it.
 
-    They must live as long as the iterator: it holds bare pointers into them, and rocksdict (0.3.29) does not keep them
-    alive. Without that, iterations end early, at whatever the memory holds by then.
+    It must live as long as the iterator, which holds a bare pointer into it that rocksdict (0.3.29) does not keep
+    alive: without that, iterations end early, at whatever the memory holds by then. (Its lower bound sets the upper
+    one, too.)
     """
     options = ReadOptions()
-    options.set_iterate_lower_bound(start)
     options.set_iterate_upper_bound(end)
     return options
 
 
-def _pairs(cursor: RdictIter, step: Callable[[], None], bounds: ReadOptions) -> Iterator[tuple[bytes, bytes]]:
-    valid, key, value = cursor.valid, cursor.key, cursor.value
+def _pairs(cursor: RdictIter, bound: ReadOptions) -> Iterator[tuple[bytes, bytes]]:
+    valid, key, value, step = cursor.valid, cursor.key, cursor.value, cursor.next
     while valid():
         yield key(), value()
         step()
     cursor.status()  # an iterator also ends where the disk fails; only this tells the two apart
-    del bounds
+    del bound
 
 
-def _keys(cursor: RdictIter, bounds: ReadOptions) -> Iterator[bytes]:
+def _backwards(cursor: RdictIter, start: bytes, bound: ReadOptions) -> Iterator[tuple[bytes, bytes]]:
+    while cursor.valid() and (key := cursor.key()) >= start:
+        yield key, cursor.value()
+        cursor.prev()
+    cursor.status()
+    del bound
+
+
+def _keys(cursor: RdictIter, bound: ReadOptions) -> Iterator[bytes]:
     valid, key, step = cursor.valid, cursor.key, cursor.next
     while valid():
         yield key()
         step()
     cursor.status()
-    del bounds
+    del bound
 
 
 def _translated(act: Callable[[], T]) -> T:

@@ -86,6 +86,11 @@ class Dice:
         compares = [self.compare() for _ in range(self.random.choice([0, 1, 1, 2]))]
         return pb.TxnRequest(compare=compares, success=self.ops(depth), failure=self.ops(depth))
 
+    def read_only_txn(self) -> pb.TxnRequest:
+        compares = [self.compare() for _ in range(self.random.choice([0, 1, 2]))]
+        success, failure = ([pb.RequestOp(request_range=self.range()) for _ in range(n)] for n in (2, 1))
+        return pb.TxnRequest(compare=compares, success=success, failure=failure)
+
     def compact(self) -> pb.CompactionRequest:
         return pb.CompactionRequest(revision=self.random.randint(self.revision - 15, self.revision + 1))
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,32 +12,23 @@ from kvorum import errors
 from kvorum import etcd_pb2 as pb
 from storage import requests
 from storage.engine import Engine
-from storage.keyspace import Change, Keyspace
-from storage.memory import MemoryEngine
-from storage.rocks import RocksEngine
+from storage.keyspace import Change, Keyspace, Result
 from tests.storage.model import Model
 from tests.storage.requests_at_random import Dice
 from tests.storage.support import METHOD_OF, answer, entry, finished
 
 
-@pytest.fixture(params=["memory", "rocks"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    engine: Engine = MemoryEngine() if request.param == "memory" else RocksEngine(tmp_path / "store")
-    yield engine
-    engine.close()
-
-
-def attempt(act: Any) -> Any:
+def attempt(act: Callable[..., Any], *arguments: Any) -> Any:
     """What came of it: the answer, or the class and text of the error."""
     try:
-        return act()
+        return act(*arguments)
     except errors.KvorumError as error:
         return type(error), error.text
 
 
 def modelled(model: Model, request: Any) -> Any:
     def act() -> Any:
-        requests.parse(METHOD_OF[type(request)], request.SerializeToString())
+        requests.parse(METHOD_OF[type(request)], request.SerializeToString())  # what is refused unseen
         return model.do(request)
 
     return attempt(act)
@@ -55,51 +45,80 @@ def told(changes: list[Change]) -> list[pb.Event]:
     return found
 
 
+class Trial:
+    """A store and a model that are told the same."""
+
+    def __init__(self, engine: Engine, seed: int) -> None:
+        self.engine = engine
+        self.dice, self.chance = Dice(seed), random.Random(seed)
+        self.model, self.keyspace = Model(), Keyspace(engine)
+        self.index = 0
+
+    def write(self) -> None:
+        """A turn of a few entries of a few requests each; then compare each answer and the changes."""
+        turn = self.keyspace.begin()
+        before = self.model.revision
+        asked: list[tuple[Any, Result, Any]] = []
+        for _ in range(self.chance.randint(1, 3)):
+            self.index += 1
+            wanted = []
+            for _ in range(self.chance.choice([1, 1, 2, 5])):
+                self.dice.revision = self.model.revision
+                wanted.append(self.dice.write())
+            outcome = turn.apply(self.index, 3, entry(self.index, *wanted))
+            for request, result in zip(wanted, outcome.results, strict=True):
+                asked.append((request, result, modelled(self.model, request)))
+        changes = turn.commit()
+        for request, result, expected in asked:
+            assert attempt(answer, request, result) == expected, request
+        assert self.keyspace.applied == (self.index, 3)
+        assert (self.keyspace.revision, self.keyspace.compacted) == (self.model.revision, self.model.compacted)
+        events = [event for main in range(before + 1, self.model.revision + 1) for event in self.model.events[main]]
+        assert told(changes) == events
+
+    def read(self) -> None:
+        self.dice.revision = self.model.revision
+        request = self.dice.range() if self.dice.maybe(0.8) else self.dice.read_only_txn()
+        result = finished(self.keyspace.read(METHOD_OF[type(request)], request.SerializeToString()))
+        assert attempt(answer, request, result) == modelled(self.model, request), request
+
+    def history(self) -> None:
+        first = self.chance.randint(max(self.model.compacted - 1, 1), self.model.revision + 1)
+        assert attempt(self._history, first) == attempt(self.model.history, first)
+
+    def _history(self, first: int) -> list[pb.Event]:
+        return told(self.keyspace.history(first, self.model.revision, 1 << 30))
+
+    def reopen(self) -> None:
+        self.keyspace = Keyspace(self.engine)  # nothing but the engine matters
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_the_store_answers_as_the_model_does(engine: Engine, seed: int) -> None:
     """API reference 4-6: every answer, every error, every event, whatever the batches and however far the sweep is."""
-    dice, model, keyspace = Dice(seed), Model(), Keyspace(engine)
-    chance = random.Random(seed)
-    index = 0
+    run(Trial(engine, seed))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(1000, 1500))
+def test_the_store_answers_as_the_model_does_for_long(engine: Engine, seed: int) -> None:
+    run(Trial(engine, seed))
+
+
+def run(trial: Trial) -> None:
     for _ in range(60):
-        turn = keyspace.begin()
-        asked: list[tuple[Any, Any, Any]] = []
-        before = model.revision
-        for _ in range(chance.randint(1, 3)):
-            index += 1
-            wanted = []
-            for _ in range(chance.choice([1, 1, 2, 5])):
-                dice.revision = model.revision
-                wanted.append(dice.write())
-            outcome = turn.apply(index, 3, entry(index, *wanted))
-            for request, result in zip(wanted, outcome.results, strict=True):
-                got = attempt(lambda request=request, result=result: answer(request, result))
-                asked.append((request, got, modelled(model, request)))
-        changes = turn.commit()
-        for request, got, expected in asked:
-            assert got == expected, request
-        assert keyspace.applied == (index, 3)
-        assert (keyspace.revision, keyspace.compacted) == (model.revision, model.compacted)
-        expected_events = [event for r in range(before + 1, model.revision + 1) for event in model.events[r]]
-        assert told(changes) == expected_events
-        if chance.random() < 0.5:
-            keyspace.sweep()
+        trial.write()
+        if trial.chance.random() < 0.5:
+            trial.keyspace.sweep()
         for _ in range(5):
-            dice.revision = model.revision
-            read = dice.range()
-            payload = read.SerializeToString()
-            got = attempt(lambda: answer(read, finished(keyspace.read(METHOD_OF[type(read)], payload))))
-            assert got == modelled(model, read), read
-        first = chance.randint(max(model.compacted - 1, 1), model.revision + 1)
-        assert attempt(lambda: told(keyspace.history(first, model.revision, 1 << 30))) == attempt(
-            lambda: model.history(first)
-        )
-        if chance.random() < 0.1:
-            keyspace = Keyspace(engine)  # nothing but the engine matters
-    every_read_agrees(keyspace, model)
-    while keyspace.sweep():
+            trial.read()
+        trial.history()
+        if trial.chance.random() < 0.1:
+            trial.reopen()
+    every_read_agrees(trial.keyspace, trial.model)
+    while trial.keyspace.sweep():
         pass
-    every_read_agrees(keyspace, model)
+    every_read_agrees(trial.keyspace, trial.model)
 
 
 def every_read_agrees(keyspace: Keyspace, model: Model) -> None:
