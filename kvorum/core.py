@@ -228,7 +228,13 @@ class Core:
         if address is not None:
             self.current = Session(address, now + self._dial_seconds)
             self.opening.append(self.current)
-        elif (refusal := self.endpoints.refusal()) is not None:
+        else:
+            self._tell_refusal()
+
+    def _tell_refusal(self) -> None:
+        """If every endpoint has refused us, waiting for one is in vain."""
+        refusal = self.endpoints.refusal()
+        if refusal is not None:
             while self.outbox:
                 self._finish(self.outbox.popleft(), refusal)
 
@@ -240,10 +246,10 @@ class Core:
                 self._expire_unsent(call)
             elif call.deadline < earliest:
                 earliest = call.deadline
-        for when, call in self._again:
+        for _, call in self._again:
             if call.deadline <= now:
                 self._expire_unsent(call)
-            elif when:
+            else:
                 earliest = min(earliest, call.deadline)
         self.outbox = deque(call for call in self.outbox if not call.finished)
         self._again = [item for item in self._again if not item[1].finished]
@@ -390,6 +396,7 @@ class Core:
         except KvorumError as error:
             refusal = error if isinstance(error, errors.Refused) else None
             self._drop(session, now, error.text, refusal)
+            self._tell_refusal()
             self._set_wake()
             return
         session.phase = Phase.READY
