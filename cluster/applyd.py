@@ -9,7 +9,10 @@ its outcome is known it stays in `_pending` with the callers that wait for it.
 
 Why an answer is true. A write is answered only from the result of applying its own entry, which is committed, and only
 after the store batch with it is visible here: who was answered and asks again, here, sees it. A linearizable read is
-answered from a state that has applied at least the index which the leader confirmed after the read had arrived.
+answered from a state that has applied at least the index which the leader confirmed after the read had arrived. A
+serializable one is answered from what is here, but a process that has just begun shows nothing before one read index
+has been confirmed and applied: what it opens is as old as the last flush, and would take back what was shown before.
+Without a leader that wait ends after FRESH_ELECTIONS, and what is shown is old, but as whole as ever.
 
 Why proposing again is safe. A batch whose fate is unknown (the leader changed, a process or a message got lost) is
 proposed again under its own number. The store applies a number of an origin's incarnation at most once and only in
@@ -79,6 +82,7 @@ BACKLOG_ENTRIES_MAX = 5000
 REPORT_BYTES = 1 << 20
 READS_MAX = 100_000
 SCANS_PER_TURN = 4
+FRESH_ELECTIONS = 3
 FLUSH_ENTRIES = 20_000
 FLUSH_TICKS = 300
 
@@ -176,6 +180,8 @@ class Applyd:
         self._context = 0
         self._rounds: dict[int, Round] = {}  # asked of raft
         self._ripe: deque[tuple[int, Round]] = deque()  # index known, not applied that far yet
+        self._fresh = True  # this process has not caught up yet with what was shown before it
+        self._early: list[Read] = []  # serializable reads that wait for that
         self._reading = 0
         self._scans: deque[tuple[Caller, Scan]] = deque()
         self._sweeping = True
@@ -390,13 +396,14 @@ class Applyd:
         if path is Path.WRITE:
             self._guard(method, payload)
             return True
-        if path is Path.SERIALIZABLE:
+        if path is Path.SERIALIZABLE and not self._fresh:
             self._read(caller, payload)
         else:
             if self._reading >= READS_MAX:
                 raise errors.TooManyRequests
             self._reading += 1
-            self._reads.append(Read(caller, payload, self._ticks))
+            reads = self._early if path is Path.SERIALIZABLE else self._reads
+            reads.append(Read(caller, payload, self._ticks))
         return False
 
     def _guard(self, method: int, payload: bytes) -> None:
@@ -445,7 +452,8 @@ class Applyd:
 
     def _ask_reads(self) -> None:
         """One read index for all linearizable reads of this wake-up; without a leader they wait for one."""
-        if self._reads and self._session and self._status.leader:
+        catching_up = self._fresh and not self._rounds and not self._ripe
+        if (self._reads or catching_up) and self._session and self._status.leader:
             self._context += 1
             self._rounds[self._context] = Round(self._reads, self._ticks)
             self._reads = []
@@ -461,7 +469,16 @@ class Applyd:
             self._reading -= len(ready.reads)
             for read in ready.reads:
                 self._read(read.caller, read.payload)
+            if self._fresh:
+                self._caught_up()
         self._ripe = waiting
+
+    def _caught_up(self) -> None:
+        self._fresh = False
+        self._reading -= len(self._early)
+        for read in self._early:
+            self._read(read.caller, read.payload)
+        self._early.clear()
 
     def _read(self, caller: Caller, payload: bytes) -> None:
         """Answer from the store as it is, at once or, if it takes long, slice by slice."""
@@ -547,6 +564,8 @@ class Applyd:
         self.node.store_bytes = self.keyspace.engine.size_bytes()
         self._expire()
         self._resend()
+        if self._fresh and self._ticks > FRESH_ELECTIONS * self._election_ticks:
+            self._caught_up()
         self._publish()
         self._flush()
         self.feed.tick(self._status.term)

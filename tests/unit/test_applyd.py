@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from cluster.applyd import Applyd, Superseded
+from cluster.applyd import FRESH_ELECTIONS, Applyd, Superseded
 from cluster.internal import (
     Applied,
     Attach,
@@ -28,7 +28,7 @@ from kvorum import etcd_pb2 as pb
 from kvorum import wire
 from kvorum.errors import Code
 from kvorum.wire import Kind, Method
-from storage.codec import varint
+from storage.codec import pack_proposal, varint
 from storage.entry import Entry
 from storage.keyspace import Keyspace
 from storage.memory import MemoryEngine
@@ -100,6 +100,11 @@ class Stage:
         self.session += 1
         self.turn(Attached(self.session), Status(self.session, term, leader, 0))
 
+    def catch_up(self) -> None:
+        """Confirm the read index that a fresh process asks for."""
+        for asked in self.said(ReadIndex):
+            self.turn(ReadReady(self.session, asked.context, self.index))  # type: ignore[attr-defined]
+
     def said(self, kind: type[Message]) -> list[Message]:
         """What raft was told of this kind since it was last asked."""
         found = [message for message in self.raft if isinstance(message, kind)]
@@ -136,8 +141,47 @@ def get(id: int, key: bytes, serializable: bool = False) -> bytes:
 def stage() -> Stage:
     made = Stage()
     made.attach()
+    made.catch_up()
     made.raft.clear()
     return made
+
+
+def test_a_fresh_process_shows_nothing_older_than_what_was_shown_before_it() -> None:
+    """DESIGN 10: nothing that a read has shown is taken back; a store just opened is as old as its last flush."""
+    stage = Stage()
+    stage.turn(ClientFrame(b"c", get(1, b"a", serializable=True)))
+    stage.attach()
+    (asked,) = stage.said(ReadIndex)
+    proposal = Propose(1, 0, pack_proposal(2, 1, 1, put(9, b"a", b"shown before")))
+    stage.turn(ReadReady(1, asked.context, 1))  # type: ignore[attr-defined]
+    assert stage.answers() == {}
+    stage.commit(proposal)
+    (answer,) = stage.answers().values()
+    assert pb.RangeResponse.FromString(answer[1]).kvs[0].value == b"shown before"
+    stage.turn(ClientFrame(b"c", get(2, b"a", serializable=True)))
+    assert len(stage.answers()) == 1, "from then on at once"
+
+
+def test_a_fresh_process_asks_again_when_its_read_index_failed() -> None:
+    stage = Stage()
+    stage.turn(ClientFrame(b"c", get(1, b"a", serializable=True)))
+    stage.attach()
+    (asked,) = stage.said(ReadIndex)
+    stage.turn(ReadFailed(1, asked.context))  # type: ignore[attr-defined]
+    stage.turn()
+    stage.catch_up()
+    assert len(stage.answers()) == 1
+
+
+def test_without_a_leader_a_fresh_process_answers_serializable_reads_in_the_end() -> None:
+    """RELIABILITY D6: without a majority serializable reads still work."""
+    stage = Stage()
+    stage.turn(ClientFrame(b"c", get(1, b"a", serializable=True)))
+    stage.attach(leader=0)
+    stage.tick(FRESH_ELECTIONS * ELECTION)
+    assert stage.answers() == {}
+    stage.tick(1)
+    assert len(stage.answers()) == 1
 
 
 def proposals(stage: Stage) -> list[Propose]:
