@@ -54,6 +54,9 @@ def ports() -> Iterator[PortBlock]:
     block.release()
 
 
+OUTLIVING: set[int] = set()
+"""Processes that belong to a fixture of wider scope than a test: they and their children may outlive it."""
+
 MARK = "TESTS_OF_KVORUM"
 os.environ[MARK] = str(os.getpid())  # inherited by whatever is started from here, even if its parent dies
 
@@ -85,7 +88,7 @@ def no_process_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     before = _ours()
     yield
-    after = _ours()
+    after = {pid: parent for pid, parent in _ours().items() if not {pid, parent} & OUTLIVING}
     left = {pid for pid in after if pid not in before and after[pid] not in before}
     for pid in left:
         os.kill(pid, signal.SIGKILL)

@@ -34,7 +34,7 @@ from google.protobuf.message import Message
 from cluster import local
 from kvorum import wire
 from kvorum.errors import from_wire
-from tests.conftest import PortBlock
+from tests.conftest import OUTLIVING, PortBlock
 
 ROOT = Path(__file__).parents[2]
 PROCESSES = ("supervisor", "raft", "apply", "watch")
@@ -69,7 +69,10 @@ def alive(pid: int) -> bool:
 
 
 class Cluster:
-    """See the module. `settings` are settings of every node; `environment` is added to its environment."""
+    """See the module. `settings` are settings of every node; `environment` is added to its environment.
+
+    `shared`: it is a fixture's, and its processes may outlive the test that started them.
+    """
 
     def __init__(
         self,
@@ -77,8 +80,11 @@ class Cluster:
         nodes: int = 3,
         settings: dict[str, str] | None = None,
         environment: dict[str, str] | None = None,
+        *,
+        shared: bool = False,
     ) -> None:
         self.directory = directory
+        self.shared = shared
         self.settings = {
             "heartbeat-interval": str(HEARTBEAT_MS),
             "election-timeout": str(ELECTION_MS),
@@ -144,7 +150,7 @@ class Cluster:
         arguments = local.arguments(self.places, self.places[node], {**self.settings, **(settings or {})})
         self.directory.mkdir(parents=True, exist_ok=True)
         with open(self.directory / f"{self.places[node].name}.log", "ab") as log:
-            self._processes[node] = subprocess.Popen(
+            self._processes[node] = process = subprocess.Popen(
                 [sys.executable, "-m", "cluster.cli", *arguments],
                 env={**os.environ, "XDG_RUNTIME_DIR": self._runtime, **self.environment, **environment},
                 cwd=ROOT,
@@ -152,6 +158,8 @@ class Cluster:
                 stdout=log,
                 stderr=log,
             )
+        if self.shared:
+            OUTLIVING.add(process.pid)
         if wait:
             eventually(lambda: self.healthy(node), 30.0, f"node {node} ready")
 
