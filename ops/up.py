@@ -83,6 +83,8 @@ def start(base_port: int | None) -> None:
     with open(STATE / "log", "ab") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     (STATE / "pid").write_text(json.dumps({"pid": process.pid, "base_port": base_port}))
+    while process.poll() is None and not cluster():  # the new program's command line shows a moment after it began
+        time.sleep(0.01)
     print(f"started a three-node cluster (process {process.pid}, log in {STATE / 'log'})")
 
 
