@@ -241,9 +241,10 @@ def _advertise(setting: str, get: _Get, listen_setting: str) -> str:
 
 
 def _advertise_clients(get: _Get) -> tuple[str, ...]:
-    text = get("advertise-client-urls") or get("listen-client-urls")
-    urls = _urls("advertise-client-urls", text)
-    return tuple(f"http://{url.host}:{url.port}" for url in urls if url.host not in ("0.0.0.0", "[::]"))
+    """Only what is set: nothing listens at the gateway's addresses in this version, so nobody is sent there."""
+    return tuple(
+        f"http://{url.host}:{url.port}" for url in _urls("advertise-client-urls", get("advertise-client-urls"))
+    )
 
 
 def _members(name: str, own: str, initial: str, token: str, values: Mapping[str, str]) -> tuple[Member, ...]:

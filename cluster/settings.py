@@ -59,7 +59,9 @@ SETTINGS: tuple[Setting, ...] = (
         "listen-metrics-urls", f"http://localhost:{METRICS_PORT}", "URLS", "where /metrics, /health and the like are"
     ),
     Setting("initial-advertise-peer-urls", "", "URL", "this member's peer URL for the others (default: as it listens)"),
-    Setting("advertise-client-urls", "", "URLS", "gateway URLs told to clients (default: as it listens)"),
+    Setting(
+        "advertise-client-urls", "", "URLS", "gateway URLs told to clients (default: none, as there is no gateway)"
+    ),
     Setting("advertise-native-url", "", "URL", "address told to kvorum clients for calls (default: as it listens)"),
     Setting("advertise-watch-url", "", "URL", "address told to kvorum clients for watches (default: as it listens)"),
     Setting("initial-cluster", "", "NAME=URL,...", "all members with their peer URLs (default: this one alone)"),
