@@ -34,7 +34,7 @@ class Log(NamedTuple):
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Log:
     directory = tmp_path_factory.mktemp("log") / "wal"
-    expected = build(directory, random_calls(random.Random(20), 66))
+    expected = build(directory, random_calls(random.Random(20), 30))
     files = sorted(directory.glob("*.wal"))
     assert len(files) >= 3
     return Log(directory, expected, files)

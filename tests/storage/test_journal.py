@@ -31,8 +31,21 @@ from storage.journal import (
 )
 from tests.native.disk import ALLOCATE, CREATE, RENAME, SYNC, SYNC_DIR, WRITE, Disk, Nth, Op, watched
 from tests.native.logs import Expected, open_journal, random_call, recover, state_of
+from tests.native.memory import in_memory
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    """As ever, but in memory if possible; `disk_path` is on the disk."""
+    with in_memory(tmp_path) as path:
+        yield path
+
+
+@pytest.fixture
+def disk_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("disk")
 
 
 @pytest.fixture
@@ -76,18 +89,18 @@ def test_what_was_appended_is_there_after_opening_again(tmp_path: Path) -> None:
     journal.close()
 
 
-def test_a_random_life_with_restarts_ends_as_the_model_says(tmp_path: Path) -> None:
+def test_a_random_life_with_restarts_ends_as_the_model_says(disk_path: Path) -> None:
     """Replaced tails, new terms, segments of every filling, opened again thirty times."""
     dice, expected = random.Random(7), Expected()
     for _ in range(30):
-        journal, found = open_journal(tmp_path / "wal")
+        journal, found = open_journal(disk_path / "wal")
         assert state_of(journal, found) == expected.states[-1]
         for _ in range(dice.randint(0, 12)):
             call = random_call(dice, expected.states[-1])
             journal.append(call.hard, call.entries)
             expected.call(call)
         journal.close()
-    assert recover(tmp_path / "wal") == expected.states[-1]
+    assert recover(disk_path / "wal") == expected.states[-1]
 
 
 def test_the_newest_of_two_entries_with_one_index_counts(journal: Journal, tmp_path: Path) -> None:
@@ -113,9 +126,9 @@ def test_a_tail_can_be_cut_down_to_the_very_first_entry(tmp_path: Path) -> None:
     journal.close()
 
 
-def test_an_entry_of_eight_mebibytes_fits_into_a_segment_of_the_usual_size(tmp_path: Path) -> None:
+def test_an_entry_of_eight_mebibytes_fits_into_a_segment_far_smaller_than_usual(tmp_path: Path) -> None:
     """DESIGN section 2: a batch is at most 8 MiB, and a log entry holds one with a little around it."""
-    journal, _ = open_journal(tmp_path / "wal", 64 << 20)
+    journal, _ = open_journal(tmp_path / "wal", 24 << 20)
     big = Entry(1, 1, 0, random.Random(1).randbytes((8 << 20) + 4096))
     wait(journal, journal.append(None, [big, big._replace(index=2)]))
     assert journal.read(1, 1, 1) == [big]
@@ -314,7 +327,7 @@ def test_positions_rise_by_one_and_the_descriptor_wakes_for_each_group(journal: 
     assert not select.select([journal.fileno()], [], [], 0)[0]
 
 
-def test_a_process_that_is_killed_loses_nothing_that_it_called_durable(tmp_path: Path) -> None:
+def test_a_process_that_is_killed_loses_nothing_that_it_called_durable(disk_path: Path) -> None:
     """RELIABILITY D1: the log's part of it. Killed five times in the middle of appending, with small segments."""
     program = """
 import select, sys
@@ -335,7 +348,7 @@ while True:
     durable = 0
     for turn in range(5):
         with subprocess.Popen(
-            [sys.executable, "-c", program, str(tmp_path / "wal")], stdout=subprocess.PIPE, text=True, cwd=ROOT
+            [sys.executable, "-c", program, str(disk_path / "wal")], stdout=subprocess.PIPE, text=True, cwd=ROOT
         ) as process:
             assert process.stdout is not None
             for _ in range(20 + 17 * turn):
@@ -345,7 +358,7 @@ while True:
                 if late.endswith("\n"):
                     line = late
         durable = int(line.split()[1])
-        state = recover(tmp_path / "wal")
+        state = recover(disk_path / "wal")
         assert state.entries[-1].index >= durable
         assert all(entry.data == b"%d" % entry.index * 9 for entry in state.entries)
 
@@ -353,8 +366,8 @@ while True:
 # ---- letting go
 
 
-def test_whole_segments_are_released_and_their_files_used_again(tmp_path: Path) -> None:
-    journal, _ = open_journal(tmp_path / "wal")
+def test_whole_segments_are_released_and_their_files_used_again(disk_path: Path) -> None:
+    journal, _ = open_journal(disk_path / "wal")
     for index in range(1, 200):
         journal.append(HardState(1, 1, index - 1), entries(index, 1))
     journal.settle()
@@ -367,9 +380,9 @@ def test_whole_segments_are_released_and_their_files_used_again(tmp_path: Path) 
     assert journal.read(first, 199, 1 << 20) == entries(first, 200 - first)
     stats = journal.stats()
     assert stats.recycled >= 1
-    assert len(list((tmp_path / "wal").glob("*.wal"))) == stats.segments - stats.recycled - stats.removed
+    assert len(list((disk_path / "wal").glob("*.wal"))) == stats.segments - stats.recycled - stats.removed
     journal.close()
-    journal, found = open_journal(tmp_path / "wal")
+    journal, found = open_journal(disk_path / "wal")
     assert (found.prev, found.terms, found.last_index) == ((first - 1, 1), [(first, 1)], 199)
     assert found.hard_state == HardState(1, 1, 198)
     journal.close()
@@ -703,11 +716,11 @@ def test_segments_of_another_size_are_read_and_new_ones_made(tmp_path: Path) -> 
 
 def test_a_log_of_many_entries_takes_four_bytes_of_memory_for_each(tmp_path: Path) -> None:
     """So that millions of entries are a few megabytes. Small ones in large calls: it isn't the disk that is tested."""
-    journal, _ = open_journal(tmp_path / "wal", 64 << 20)
+    journal, _ = open_journal(tmp_path / "wal", 4 << 20)
     for first in range(1, 200_001, 2000):
         journal.append(None, [Entry(1, index, 0, b"") for index in range(first, first + 2000)])
     journal.close()
-    journal, found = open_journal(tmp_path / "wal", 64 << 20)
+    journal, found = open_journal(tmp_path / "wal", 4 << 20)
     assert (found.terms, found.last_index) == ([(1, 1)], 200_000)
     assert sum(len(span.offsets) * span.offsets.itemsize for span in journal._places.spans) == 800_000
     assert journal.read(123_456, 123_456, 1)[0].index == 123_456

@@ -1,0 +1,72 @@
+"""Fuzz the reader of segments: `python -m tests.native.fuzz --seconds N`.
+
+Builds native/fuzz_wal.c with clang's libFuzzer and its sanitizers, seeds it with segments that the writer made, and
+runs it. Ends with 0 if nothing was found, with libFuzzer's code and the offending input's path if something was, and
+with 69 if this machine has no clang with libFuzzer (on Debian: apt-get install clang libclang-rt-14-dev). Inputs that
+found new ways through the code are kept in build/fuzz/wal and used again the next time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from .logs import build, random_calls
+from .test_wal_bytes import remove_last_mark
+
+ROOT = Path(__file__).parents[2]
+WORK = ROOT / "build" / "fuzz" / "wal"
+MISSING = 69  # EX_UNAVAILABLE
+INPUT_BYTES_MAX = 6000
+
+
+def compile_target(program: Path) -> str | None:
+    """Build the target. Returns why that can't be done, None if it was."""
+    if shutil.which("clang") is None:
+        return "clang is not installed"
+    sources = [f"native/{name}" for name in ("fuzz_wal.c", "wal_read.c", "crc32c.c")]
+    flags = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fno-sanitize-recover=all"]
+    command = ["clang", *flags, "-fsanitize=fuzzer,address,undefined", "-o", str(program), *sources]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return f"clang can't build with libFuzzer:\n{done.stderr}" if done.returncode else None
+
+
+def write_seeds(corpus: Path) -> None:
+    """Segments as they are written, whole, without their last mark, and in each of the target's ways of reading."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for number in range(3):
+            directory = Path(scratch) / str(number)
+            build(directory, random_calls(random.Random(number), 25, data_max=60))
+            paths = sorted(directory.glob("*.wal"))
+            contents = [path.read_bytes() for path in paths]
+            remove_last_mark(paths[-1])
+            for i, content in enumerate([*contents, paths[-1].read_bytes()]):
+                (corpus / f"seed-{number}-{i}").write_bytes(bytes([i * 3 % 8]) + content)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.native.fuzz", description=__doc__)
+    parser.add_argument("--seconds", type=int, default=60, help="how long to look (default 60)")
+    parser.add_argument("--seed", type=int, default=0, help="libFuzzer's seed; 0 takes a new one")
+    options = parser.parse_args(arguments)
+    corpus, findings = WORK / "corpus", WORK / "findings"
+    for directory in (corpus, findings):
+        directory.mkdir(parents=True, exist_ok=True)
+    program = WORK / "fuzz_wal"
+    why_not = compile_target(program)
+    if why_not is not None:
+        print(f"not fuzzed: {why_not}", file=sys.stderr)
+        return MISSING
+    write_seeds(corpus)
+    limits = [f"-max_total_time={options.seconds}", f"-max_len={INPUT_BYTES_MAX}", "-timeout=5", "-rss_limit_mb=1024"]
+    more = [f"-seed={options.seed}", f"-artifact_prefix={findings}/", "-print_final_stats=1"]
+    return subprocess.run([program, *limits, *more, corpus], check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
