@@ -11,10 +11,15 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
+from hypothesis import settings
+
 from cluster.raft.core import Append, Config, Raft, Role
 from cluster.raft.log import Log, entry_bytes
 from cluster.raft.message import Message, MessageType, decode, encode
 from storage.entry import Entry, HardState
+
+PROPERTY = settings(derandomize=True, max_examples=300, deadline=None)
+"""For property tests: the same examples every time, and a busy machine fails nothing."""
 
 
 class Chance(random.Random):
@@ -206,6 +211,28 @@ class Cluster:
         self.members[id].campaign()
         self.stabilize()
         assert self.members[id].role is Role.LEADER, self.members[id].role
+
+    def run(self, id: int) -> Raft:
+        """Make this member a candidate by answers that nobody gave; its vote for itself is on disk."""
+        raft = self.members[id]
+        raft.campaign()
+        for voter in self.voters:
+            if raft.role is Role.PRE_CANDIDATE and voter != id:
+                raft.step(Message(MessageType.PRE_VOTE_REPLY, id, voter, raft.term + 1))
+        assert raft.role is Role.CANDIDATE, raft.role
+        self.turn(id)
+        self.sync(id)
+        return raft
+
+    def lead(self, id: int) -> Raft:
+        """Make this member the leader by answers that nobody gave; its first entry is not on disk yet."""
+        raft = self.run(id)
+        for voter in self.voters:
+            if raft.role is Role.CANDIDATE and voter != id:
+                raft.step(Message(MessageType.VOTE_REPLY, id, voter, raft.term))
+        assert raft.role is Role.LEADER, raft.role
+        self.turn(id)
+        return raft
 
     def propose(self, id: int, data: bytes = b"x", context: int = 0) -> None:
         self.members[id].propose(data, context)

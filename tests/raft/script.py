@@ -10,7 +10,7 @@ A script is blocks with blank lines between them:
 
 Commands (N, M are members; inputs joined by `;` happen in one turn of the member):
 
-    cluster nodes=3 [election_ticks=10 ...]    a new cluster; further words go into Config. Member n times out n - 1 ticks late
+    cluster nodes=3 [election_ticks=10 ...]    a new cluster with this Config; member n times out n - 1 ticks late
     disk N terms=1,1,2 [term= vote= commit=]   restart N with this on its disk
     campaign N | tick N [count] | propose N DATA [context] | read N CONTEXT | transfer N M | eligible N yes|no
     turn N                                     take out what is ready; every other command does so by itself
@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cluster.raft.core import ProposalDropped, TransferRefused
+from cluster.raft.core import ProposalDropped, Raft, TransferRefused
 from cluster.raft.message import Message
 from storage.entry import HardState
 from tests.raft.harness import Cluster, Disk, describe, describe_places, describe_role
@@ -42,8 +42,9 @@ class ScriptError(Exception):
 
 
 class Runner:
-    def __init__(self) -> None:
+    def __init__(self, raft: type[Raft] = Raft) -> None:
         self.cluster = Cluster(0)
+        self.raft = raft
 
     def run(self, text: str) -> str:
         """Run a script; gives it back with what happens now as its output."""
@@ -88,7 +89,7 @@ class Runner:
     # Commands that give a member back leave its turn to the end of the line
 
     def _cluster(self, plain: list[str], named: dict[str, str]) -> None:
-        self.cluster = Cluster(**{key: int(value) for key, value in named.items()})  # type: ignore[arg-type]
+        self.cluster = Cluster(raft=self.raft, **{key: int(value) for key, value in named.items()})  # type: ignore[arg-type]
 
     def _disk(self, plain: list[str], named: dict[str, str]) -> None:
         terms = [int(term) for term in named["terms"].split(",") if term]
