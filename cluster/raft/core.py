@@ -355,7 +355,7 @@ class Raft:
 
     def _become_leader(self) -> None:
         assert self.role is Role.CANDIDATE, self.role
-        assert (self._written.term, self._written.vote) == (self.term, self.id), (self._written, self.term, self.vote)
+        assert self._votes.get(self.id), "others were asked to vote before the own vote was on disk"
         self._reset(self.term)
         self.role = Role.LEADER
         self.leader = self.id

@@ -22,10 +22,12 @@ STEPS = 500
 def test_nothing_that_must_never_happen_does(chunk: int) -> None:
     """Raft paper, figure 3, and the promises about disks and reads. A failure names its seed."""
     for seed in range(chunk * SEEDS // 5, (chunk + 1) * SEEDS // 5):
+        walk = Walk(seed)
         try:
-            Walk(seed).walk(STEPS)
+            walk.walk(STEPS)
+            walk.finish()
         except AssertionError as failure:
-            raise AssertionError(f"Walk({seed}).walk({STEPS}): {failure}") from failure
+            raise AssertionError(f"Walk({seed}), {STEPS} steps: {failure}") from failure
 
 
 def test_walks_get_somewhere() -> None:

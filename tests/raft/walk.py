@@ -9,6 +9,7 @@ cut links. It knows the whole cluster at once, which no member does, and so can 
     and durable          and was on the disks of a majority when it was first called committed
     honesty              no message says of its sender's disk what is not so; nobody takes a write for done too early
     reads                the index of a read is not below what anybody had committed when it arrived
+    progress             once nothing is lost any more (`finish`), the members agree, commit and answer
 
 The members run as shipped. A faulty subclass must be found out; that is how the walk itself is tested.
 """
@@ -138,6 +139,37 @@ class Walk(Cluster):
                 if dice.random() < 0.5:
                     self.turn(m.to)
                 self.check(m.to)
+
+    def finish(self) -> None:
+        """Everything works from now on: the members must come to agree, take proposals and answer reads."""
+        self.heal()
+        for raft in self.members.values():
+            raft.eligible = True
+        for _ in range(100):
+            for id in self.voters:
+                self.tick(id)
+            self.stabilize()
+            leaders = [id for id in self.voters if self.members[id].role is Role.LEADER]
+            settled = all(raft.leader in leaders and not raft.transferee for raft in self.members.values())
+            if len(leaders) == 1 and settled:
+                break
+        else:
+            raise Violation("no leader in ten election timeouts")
+        for id in self.voters:
+            self.members[id].propose(b"from %d" % id)
+            self.asked[-id] = max(raft.commit for raft in self.members.values())
+            self.members[id].read_index(-id)
+        self.tick(leaders[0])
+        self.stabilize()
+        logs = [self.terms(id) for id in self.voters]
+        last = len(logs[0])
+        if any(terms != logs[0] for terms in logs) or any(raft.applicable != last for raft in self.members.values()):
+            raise Violation(f"no agreement: {logs}")
+        answered = [self.reads[id].get(-id) for id in self.voters]
+        if None in answered:
+            raise Violation(f"reads of a healthy cluster fail: {answered}")
+        for id in self.voters:
+            self.check(id)
 
     # What must never happen
 
