@@ -1,7 +1,8 @@
 """The ordered map under the keyspace, as little of it as the keyspace needs.
 
-A write is one atomic batch. What a crash leaves is an exact prefix of the written batches, never a part of one and never
-a later one without an earlier one: engines may lose the newest batches that `flushed()` does not yet cover, no others.
+A write is one atomic batch. What a crash leaves is an exact prefix of the written batches, never a part of one and
+never a later one without an earlier one: engines may lose the newest batches that `flushed()` does not yet cover, no
+others.
 `storage.memory` and `storage.rocks` implement this and pass the same tests.
 """
 
