@@ -207,31 +207,27 @@ static int is_whole(const struct wal *w, const char *name) {
     return st.st_size == (off_t)w->capacity && st.st_blocks * 512 >= st.st_size;
 }
 
-/* Segments before `until` go, oldest first. That they may is already on disk, so a crash in between leaves files that
- * the next opening knows to be left over. The directory is synced before any of them can be used again. */
+/* Segments before `until` go, oldest first. That they may is on disk already, so whatever a crash leaves of them, in
+ * whatever state, the next opening knows to be left over: the directory need not be synced, and a file may be used
+ * again before its old name is gone for good. */
 static int recycle(struct wal *w, uint64_t until) {
     int error = 0;
-    if (w->first >= until) return 0;
-    uint64_t numbers[SPARES_KEEP];
-    uint32_t kept = 0;
-    pthread_mutex_lock(&w->lock);
-    uint32_t have = wal_unclaimed(w), room = WAL_SPARES_MAX - w->ready;
-    pthread_mutex_unlock(&w->lock);
     for (; !error && w->first < until; w->first++) {
         char name[WAL_NAME_BYTES], spare[WAL_NAME_BYTES];
         wal_name_segment(name, w->first);
-        if (have + kept < SPARES_KEEP && kept < room && is_whole(w, name)) {
-            numbers[kept] = w->next_spare++;
-            name_spare(spare, numbers[kept++]);
+        name_spare(spare, w->next_spare);
+        pthread_mutex_lock(&w->lock);
+        int keep = wal_unclaimed(w) < SPARES_KEEP && w->ready < WAL_SPARES_MAX;
+        pthread_mutex_unlock(&w->lock);
+        if (keep && is_whole(w, name)) {
             error = wal_io_rename(w->dir, name, spare);
+            if (!error) add_spare(w, w->next_spare++);
             w->tally.recycled++;
         } else {
             error = wal_io_remove(w->dir, name);
             w->tally.removed++;
         }
     }
-    if (!error) error = wal_io_sync_dir(w->dir);
-    for (uint32_t i = 0; !error && i < kept; i++) add_spare(w, numbers[i]);
     return error;
 }
 

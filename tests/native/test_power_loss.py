@@ -19,7 +19,7 @@ from native._wal import lib
 from storage.entry import Entry, HardState
 from storage.journal import Journal
 
-from .disk import REMOVE, RENAME, SYNC, WRITE, Disk, Op, crash, watched
+from .disk import REMOVE, RENAME, SYNC, SYNC_DIR, WRITE, Crash, Disk, Op, crash, watched
 from .logs import SMALL, Call, Expected, State, open_journal, peek, random_call, state_of, steps
 
 
@@ -150,41 +150,67 @@ def _any_step_of_opening(
                 shutil.rmtree(tmp_path / "opening")
 
 
-def test_a_torn_record_that_was_cut_never_comes_back(tmp_path: Path) -> None:
-    """RELIABILITY T4. Of a group of three the first is torn; what replaces it has its size. The other two, sound and of
-    the same segment, lie right behind it, and must stay dead."""
-    directory = tmp_path / "wal"
+def test_a_name_that_only_the_page_cache_knew_is_durable_after_opening(tmp_path: Path) -> None:
+    """RELIABILITY F10, and ALICE's findings on renames: the process dies after the rename of a new segment and before
+    the sync of the directory. The next one finds the segment, writes to it and calls that durable; then the power goes.
+    """
     disk = Disk()
     with watched(disk):
-        journal, _ = open_journal(directory)
+        journal, _ = open_journal(tmp_path / "first")
+        for index in range(1, 40):
+            journal.append(HardState(1, 1, 0), [Entry(1, index, 0, bytes(200))])
+        journal.close()
+    renamed = max(i for i, op in enumerate(disk.ops) if op.kind == RENAME and op.to.endswith(".wal"))
+    assert disk.ops[renamed + 1].kind == SYNC_DIR
+    again = Disk()
+    again.ops += disk.ops[: renamed + 1]
+    crash(again.ops, {}, None).put(tmp_path / "second")
+    with watched(again):
+        journal, found = open_journal(tmp_path / "second")
+        last = found.last_index + 1
+        journal.append(None, [Entry(2, last, 0, b"new")])
+        journal.settle()
+        left = crash(again.ops, {}, random.Random(1), 0.0)
+        journal.close()
+    left.put(tmp_path / "third")
+    assert peek(tmp_path / "third").entries[-1] == Entry(2, last, 0, b"new")
+
+
+def test_a_torn_record_that_was_cut_never_comes_back(tmp_path: Path) -> None:
+    """RELIABILITY T4. Of a group of three the first is torn; what replaces it has its size, index and term. The other
+    two, sound and of the same segment, then lie right behind it and would follow. They must stay dead."""
+    disk = Disk()
+    with watched(disk):
+        journal, _ = open_journal(tmp_path / "first")
         journal.append(HardState(1, 1, 0), [Entry(1, 1, 0, b"kept")])
         journal.settle()
         journal.append(None, [Entry(1, 2 + i, 0, bytes([65 + i]) * 1000) for i in range(3)])
         journal.close()
-    group = max(
-        i for i, op in enumerate(disk.ops) if op.kind == WRITE and op.name.endswith(".wal") and op.length > 2000
-    )
-    synced = next(i for i, op in enumerate(disk.ops) if i > group and op.kind == SYNC)
-    assert all(op.kind in (0, WRITE, SYNC) for op in disk.ops[group : synced + 1])
-    left = crash(disk.ops[: group + 1], {}, random.Random(1), 1.0)
+    writes = [i for i, op in enumerate(disk.ops) if op.kind == WRITE and op.name.endswith(".wal")]
+    group = max(i for i in writes if disk.ops[i].length > 2000)
+    assert disk.ops[group + 1].kind == SYNC
+    left = crash(disk.ops[: group + 1], {}, random.Random(1), 1.0).files
     name = segments.segment_name(1)
-    content = bytearray(left.files[name])
+    content = bytearray(left[name])
     at = disk.ops[group].offset
     content[at + 600 : at + 700] = bytes(100)  # a sector of the first record never arrived
-    left.files[name] = bytes(content)
-    shutil.rmtree(directory)
-    left.put(directory)
-
-    found = next(s for s in segments.walk(directory) if isinstance(s, segments.Segment))
+    left[name] = bytes(content)
+    Crash(left).put(tmp_path / "second")
+    found = next(s for s in segments.walk(tmp_path / "second") if isinstance(s, segments.Segment))
     assert (found.end, found.dirty) == (at, at + disk.ops[group].length)
-    journal, recovered = open_journal(directory)
-    assert recovered.last_index == 1
-    journal.append(None, [Entry(2, 2, 0, b"x" * 1000)])
-    journal.close()
-    journal, recovered = open_journal(directory)
-    assert recovered.last_index == 2
-    assert [entry.data for entry in journal.read(1, 2, 1 << 20)] == [b"kept", b"x" * 1000]
-    journal.close()
+
+    new = [Entry(1, 1, 0, b"kept"), Entry(1, 2, 0, b"x" * 1000)]
+    again = Disk()
+    with watched(again):
+        journal, recovered = open_journal(tmp_path / "second")
+        assert recovered.last_index == 1
+        journal.append(None, new[1:])
+        journal.settle()
+        journal.close()
+    written = next(i for i, op in enumerate(again.ops) if b"x" * 1000 in op.data)
+    for k in range(written + 1, len(again.ops) + 1):
+        crash(again.ops[:k], left, random.Random(k), 1.0).put(tmp_path / str(k))
+        assert list(peek(tmp_path / str(k)).entries) == new
 
 
 def test_a_recycled_file_s_old_records_are_never_read(tmp_path: Path) -> None:

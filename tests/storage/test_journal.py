@@ -147,6 +147,7 @@ def test_one_call_may_need_many_segments(tmp_path: Path) -> None:
     """It waits for as many spares as it takes, and is one piece all the same."""
     journal, _ = open_journal(tmp_path / "wal")
     wait(journal, journal.append(HardState(1, 1, 0), entries(1, 10, size=3000)))
+    journal.settle()
     assert journal.stats().segments == 10
     assert [entry.index for entry in journal.read(1, 10, 1 << 20)] == list(range(1, 11))
     journal.close()
@@ -609,7 +610,7 @@ def test_a_full_disk_is_refused_before_anything_is_accepted(tmp_path: Path, kind
 
 
 def fill_up(journal: Journal, first: int) -> int:
-    """Append smaller and smaller entries until not even an empty one fits. Returns the last index."""
+    """Append smaller and smaller things until nothing fits. Returns the last index."""
     for size in (1000, 104, 8, 0):
         while True:
             try:
@@ -618,18 +619,25 @@ def fill_up(journal: Journal, first: int) -> int:
                 break
             first += 1
             journal.settle()
-    return first - 1
+    while True:
+        try:
+            journal.append(HardState(1, 1, 0), [])
+        except NoSpace:
+            return first - 1
+        journal.settle()
 
 
-def test_releasing_makes_room_on_a_full_disk(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shift", range(0, 48, 8))
+def test_releasing_makes_room_on_a_full_disk(tmp_path: Path, shift: int) -> None:
     """What frees space must not need any: the release has bytes of its own at the end of each segment."""
     policy = Full(errno.ENOSPC, ALLOCATE)
     with watched(Disk(policy, keep_data=False)):
         journal, _ = open_journal(tmp_path / "wal")
         journal.append(None, entries(1, 60))
+        journal.append(None, entries(61, 1, size=shift))
         journal.settle()
         policy.full = True
-        last = fill_up(journal, 61)
+        last = fill_up(journal, 62)
         for _ in range(5):
             assert journal.room() < ENTRY_OVERHEAD_BYTES
             journal.release(last)
