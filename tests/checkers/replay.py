@@ -19,10 +19,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from kvorum import etcd_pb2 as pb
+from kvorum.errors import FutureRevision
 from tests.checkers.history import Operation, deletes, revision_of, serializable, values_put, wrote
 from tests.checkers.model import Changes, Pair, State, canonical, execute
 
@@ -193,12 +194,25 @@ class _Replay:
         return ""
 
     def _times(self) -> None:
+        for op in self.history:
+            future = max(_revisions_read(op.request), default=0) if isinstance(op.error, FutureRevision) else 0
+            if 0 < future <= self._floors[op.id] // 2 and not serializable(op.request):
+                self.wrong.append(f"stale: revision {future} is no future revision, it had been answered before: {op}")
         for op in self.answered:
             floor = self._floors[op.id]
             if not serializable(op.request) and _place(op) < floor:
                 self.wrong.append(
                     f"stale: revision {floor // 2} had been answered to somebody before this call was made: {op}"
                 )
+
+
+def _revisions_read(request: object) -> Iterator[int]:
+    """The past revisions that a request names."""
+    if isinstance(request, pb.RangeRequest | pb.CompactionRequest):
+        yield request.revision
+    elif isinstance(request, pb.TxnRequest):
+        for op in [*request.success, *request.failure]:
+            yield from _revisions_read(getattr(op, str(op.WhichOneof("request"))))
 
 
 def _place(op: Operation) -> int:

@@ -12,7 +12,7 @@ import random
 import pytest
 
 from kvorum import etcd_pb2 as pb
-from kvorum.errors import TimedOut, TooManyRequests
+from kvorum.errors import FutureRevision, TimedOut, TooManyRequests
 from tests.checkers.history import Operation, Request
 from tests.checkers.linearizability import Undecided, check_linearizable
 from tests.checkers.model import Pair, Unjudged, execute
@@ -353,6 +353,16 @@ def test_a_read_of_the_past_is_the_state_of_then() -> None:
         book.add((4, 5), pb.RangeRequest(key=b"a", revision=2), answer)
         assert bool(book.replayed()) is not right
         assert book.searched() == []
+
+
+def test_a_member_that_calls_the_present_future_is_seen() -> None:
+    """K1: a linearizable read of a revision that somebody was told of cannot be refused as a future one."""
+    for serializable in (True, False):
+        book = Book()
+        book.event(2, "a", "1")
+        book.put((0, 1), "a", "1", 2)
+        book.add((2, 3), pb.RangeRequest(key=b"a", revision=2, serializable=serializable), error=FutureRevision())
+        assert bool(book.replayed()) is not serializable
 
 
 def test_a_hole_in_the_revisions_is_seen() -> None:

@@ -99,7 +99,8 @@ class Hub:
 
 
 class Client:
-    """One client. `history` is shared: operations in the order of their calls."""
+    """One client. `history` is shared: operations in the order of their calls, numbered from 1, which is also the id of
+    the record that goes out (0 is how a member answers what is no batch at all)."""
 
     def __init__(self, world: World, hub: Hub, habits: Habits, id: int, members: list[int], history: list[Operation]):
         self.world, self.hub, self.habits, self.id, self.members, self.history = (
@@ -148,7 +149,7 @@ class Client:
                 frame.append(self._noise())
                 continue
             request = self._request(kind)
-            op = Operation(len(self.history), self.id, self.member, self.world.now, request)
+            op = Operation(len(self.history) + 1, self.id, self.member, self.world.now, request)
             self.history.append(op)
             self._waiting[op.id] = op
             frame.append(wire.encode(_METHOD_OF[type(request)], Kind.CALL, 0, op.id, request.SerializeToString()))

@@ -4,14 +4,16 @@
                  └── unsynced records, in order ──┘               stays, what was synced is never lost
                                                                  fsync fails: OSError, for good; then as a crash
 
-A write is torn at any record: an append is its entries one by one and then its hard state, and a crash keeps any first
-part of the records that were not synced, as the real journal's torn tail leaves them. What is read back after a restart
-counts as synced, because opening the real journal syncs what it found before it is used.
+A write is torn at any record: an append is its hard state, then the place where a tail is cut off, then its entries one
+by one, and a crash keeps any first part of the records that were not synced, as the real journal's torn tail leaves
+them. What is read back after a restart is synced, as all that opening the real journal reports is durable. Space is
+given back in pieces: what was released may be there for a while.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from storage.entry import Entry, HardState
@@ -29,6 +31,16 @@ class Found(NamedTuple):
     last_index: int
 
 
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The log ends at `index`; what was behind it was replaced."""
+
+    index: int
+
+
+Record = HardState | Cut | Entry
+
+
 class Platter:
     """Hard state and log after some sequence of records."""
 
@@ -41,14 +53,19 @@ class Platter:
     def last_index(self) -> int:
         return self.prev[0] + len(self.entries)
 
-    def write(self, record: HardState | Entry) -> None:
+    @property
+    def last_term(self) -> int:
+        return self.entries[-1].term if self.entries else self.prev[1]
+
+    def write(self, record: Record) -> None:
         if isinstance(record, HardState):
             self.hard_state = record
-            return
-        at = record.index - self.prev[0] - 1
-        assert 0 <= at <= len(self.entries), (record.index, self.prev, len(self.entries))
-        del self.entries[at:]
-        self.entries.append(record)
+        elif isinstance(record, Cut):
+            assert self.prev[0] <= record.index <= self.last_index, (record, self.prev, self.last_index)
+            del self.entries[record.index - self.prev[0] :]
+        else:
+            assert record.index == self.last_index + 1, (record.index, self.last_index)
+            self.entries.append(record)
 
     def entry(self, index: int) -> Entry | None:
         at = index - self.prev[0] - 1
@@ -64,10 +81,10 @@ class Platter:
 class Disk:
     """One member's disk. It outlives the processes; `open` gives a Wal on it, and closes the one before."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, world: World, wal: type[SimWal]) -> None:
+        self.world, self._wal_class = world, wal
         self.synced = Platter()
-        self.unsynced: list[HardState | Entry] = []
+        self.unsynced: list[Record] = []
         self.released = 0
         self.sync_min, self.sync_max = MILLISECOND // 2, 3 * MILLISECOND
         self.full = False
@@ -80,13 +97,14 @@ class Disk:
         will), `writes` with every entry that is to be written."""
         assert not self.unsynced, "opened without having been closed or crashed"
         platter = self.synced
+        self.world.seen["opened without its beginning"] += self.released > 0
         # Whole segments are freed, so anything from nothing to all that was released may really be gone.
         platter.release(self.world.rng.randint(platter.prev[0], max(self.released, platter.prev[0])))
         terms: list[tuple[int, int]] = []
         for entry in platter.entries:
             if not terms or entry.term != terms[-1][1]:
                 terms.append((entry.index, entry.term))
-        self.wal = SimWal(self, wake, writes)
+        self.wal = self._wal_class(self, wake, writes)
         return self.wal, Found(platter.hard_state, platter.prev, terms, platter.last_index)
 
     def crash(self, *, power: bool) -> None:
@@ -96,9 +114,11 @@ class Disk:
             self.wal.closed = True
         self.wal = None
         if power or self.world.happens(0.5):
-            keep = rng.choice((0, len(pending), rng.randint(0, len(pending))))
+            keep = rng.choice((0, len(pending), *(rng.randint(0, len(pending)) for _ in range(3))))
         else:
             keep = len(pending)
+        self.world.seen["write torn"] += 0 < keep < len(pending)
+        self.world.seen["write lost"] += keep < len(pending)
         for record in pending[:keep]:
             self.synced.write(record)
         self.unsynced = []
@@ -113,7 +133,7 @@ class SimWal:
         self.closed = False
         self._position = 0
         self._durable = 0
-        self._records = 0  # appended in all
+        self._last_index = disk.synced.last_index
         self._marks: list[tuple[int, int]] = []  # (position, records up to it), not yet durable
         self._syncing = False
         self._failed = False
@@ -122,7 +142,13 @@ class SimWal:
         self._check()
         if entries:
             self._writes(entries)
-        records: list[HardState | Entry] = [*entries] if hard_state is None else [*entries, hard_state]
+        records: list[Record] = [] if hard_state is None else [hard_state]
+        if entries and entries[0].index <= self._last_index:
+            records.append(Cut(entries[0].index - 1))
+            self.disk.world.seen["log tail replaced"] += 1
+        records += entries
+        if entries:
+            self._last_index = entries[-1].index
         self.disk.unsynced += records
         self._position += 1 + sum(32 + len(entry.data) for entry in entries)
         self._marks.append((self._position, len(records)))
@@ -135,6 +161,7 @@ class SimWal:
 
     def read(self, first: int, last: int, max_bytes: int) -> list[Entry]:
         """Only of what has been reported durable."""
+        self.disk.world.seen["log read from disk"] += 1
         found: list[Entry] = []
         for index in range(first, last + 1):
             entry = self.disk.synced.entry(index)
@@ -146,6 +173,7 @@ class SimWal:
 
     def release(self, index: int) -> None:
         assert index <= self.disk.synced.last_index, (index, self.disk.synced.last_index)
+        self.disk.world.seen["log released"] += 1
         self.disk.released = max(self.disk.released, index)
 
     def room(self) -> int:

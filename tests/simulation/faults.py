@@ -11,6 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cluster.raft.core import Role
+from kvorum import etcd_pb2 as pb
+from kvorum import wire
+from kvorum.wire import Kind, Method
 from tests.simulation.clients import Hub
 from tests.simulation.network import Network, Weather
 from tests.simulation.node import TICK, Actor, Node
@@ -24,10 +27,12 @@ FAILPOINTS = {
 
 @dataclass(slots=True)
 class Temper:
-    """How angry a run is: mean time between troubles, and which kinds there are (with weights)."""
+    """How angry a run is: mean time between troubles, which kinds there are (with weights), and how likely it is that a
+    member is struck down in the very moment of its election."""
 
     pause_mean: int
     kinds: dict[str, int]
+    jinx: float
 
 
 class Faults:
@@ -63,13 +68,16 @@ class Faults:
             "full_disk": self._full_disk,
             "skew": self._skew,
             "cut_clients": self._cut_clients,
+            "stale_leader": self._stale_leader,
+            "depose": self._depose,
+            "transfer": self._transfer,
         }
 
     @staticmethod
     def kinds() -> tuple[str, ...]:
         return (
             "kill", "node", "power", "failpoint", "pause", "split", "isolate", "one_way", "ring", "clog", "weather",
-            "slow_disk", "bad_sync", "full_disk", "skew", "cut_clients",
+            "slow_disk", "bad_sync", "full_disk", "skew", "cut_clients", "stale_leader", "depose", "transfer",
         )  # fmt: skip
 
     def start(self) -> None:
@@ -132,15 +140,26 @@ class Faults:
         node.kill(self._actor(node))
 
     def _node(self) -> None:
-        node = self._pick()
-        power = self.world.happens(0.5)
-        node.kill(node.raft, power=power)
-        node.kill(node.apply, power=power)
+        self._strike_down([self._pick()], power=self.world.happens(0.5))
 
     def _power(self) -> None:
-        for node in self.nodes.values():
-            node.kill(node.raft, power=True)
-            node.kill(node.apply, power=True)
+        self._strike_down(list(self.nodes.values()), power=True)
+
+    def _strike_down(self, nodes: list[Node], *, power: bool) -> None:
+        """Kill whole nodes at once; every other time when much is on its way to their disks."""
+
+        def strike() -> None:
+            for node in nodes if not self.ended else []:
+                node.kill(node.raft, power=power)
+                node.kill(node.apply, power=power)
+                node.disk.sync_min, node.disk.sync_max = MILLISECOND // 2, 3 * MILLISECOND
+
+        if self.world.happens(0.5):
+            strike()
+            return
+        for node in nodes:
+            node.disk.sync_min = node.disk.sync_max = SECOND
+        self.world.after(self.world.between(50 * MILLISECOND, SECOND), strike)
 
     def _failpoint(self) -> None:
         node = self._pick()
@@ -166,13 +185,55 @@ class Faults:
 
     # ---- network
 
-    def _block(self, pairs: list[tuple[int, int]]) -> None:
+    def _block(self, pairs: list[tuple[int, int]], duration: int | None = None) -> None:
         self.network.blocked.update(pairs)
-        self._for_a_while(200 * MILLISECOND, 6 * SECOND, lambda: self.network.blocked.difference_update(pairs))
+        low, high = (200 * MILLISECOND, 6 * SECOND) if duration is None else (duration, duration)
+        self._for_a_while(low, high, lambda: self.network.blocked.difference_update(pairs))
 
     def _between(self, some: list[int]) -> list[tuple[int, int]]:
         others = [id for id in self.nodes if id not in some]
         return [pair for a in some for b in others for pair in ((a, b), (b, a))]
+
+    def _leader(self) -> Node:
+        """The newest leader, or anybody."""
+        leaders = [
+            (node.raftd.core.term, node.id)
+            for node in self.nodes.values()
+            if node.raftd is not None and node.raftd.core.role is Role.LEADER
+        ]
+        return self.nodes[max(leaders)[1]] if leaders else self._pick()
+
+    def _stale_leader(self) -> None:
+        """A leader whose clock is slow is cut off: for a long time it doesn't notice that it leads no more."""
+        node = self._leader()
+        node.raft.tick_us = TICK * self.world.rng.choice((3, 10))
+
+        def right() -> None:
+            node.raft.tick_us = TICK
+
+        self._for_a_while(2 * SECOND, 6 * SECOND, right)
+        self._block(self._between([node.id]))
+
+    def _depose(self) -> None:
+        """A leader is cut off with what it has in its log, just long enough for another to come up."""
+        self._block(self._between([self._leader().id]), self.world.rng.randint(SECOND, 3 * SECOND))
+
+    def _transfer(self) -> None:
+        """Somebody asks for another leader."""
+        request = pb.MoveLeaderRequest(targetID=self.world.rng.choice(list(self.nodes)))
+        frame = wire.encode(Method.MOVE_LEADER, Kind.CALL, 0, 1 << 60, request.SerializeToString())
+        self.hub.to_member(self._leader().id, b"admin", frame)
+
+    def elected(self, node: Node) -> None:
+        """Trouble in the moment when a leader has something in its log that nobody else has."""
+        if self.ended or not self.world.happens(self.temper.jinx):
+            return
+        self.counts["jinx"] = self.counts.get("jinx", 0) + 1
+        self.world.tell(lambda: f"-- jinx on member {node.id}")
+        if self.world.happens(0.7):
+            self._block(self._between([node.id]), self.world.rng.randint(300 * MILLISECOND, 3 * SECOND))
+        else:
+            self.world.after(self.world.between(0, 20 * MILLISECOND), lambda: node.kill(node.raft))
 
     def _split(self) -> None:
         ids = list(self.nodes)
@@ -233,7 +294,7 @@ class Faults:
         self._for_a_while(500 * MILLISECOND, 5 * SECOND, self._clear_up)
 
     def _clear_up(self) -> None:
-        self.network.weather = Weather()
+        self.network.weather = self.network.climate
 
     def _cut_clients(self) -> None:
         id = self._pick().id

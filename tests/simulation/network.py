@@ -36,7 +36,9 @@ class Network:
 
     def __init__(self, world: World, deliver: Callable[[int, int, bytes], None]) -> None:
         self.world, self.deliver = world, deliver
-        self.weather = Weather()
+        self.climate = Weather()
+        """What the weather returns to."""
+        self.weather = self.climate
         self.blocked: set[tuple[int, int]] = set()
         self.clogged: dict[tuple[int, int], list[bytes]] = {}
         self._last: dict[tuple[int, int], int] = {}
@@ -75,7 +77,7 @@ class Network:
             self._carry(sender, to, frame)
 
     def heal(self) -> None:
-        self.weather = Weather()
+        self.climate = self.weather = Weather()
         self.blocked.clear()
         for sender, to in list(self.clogged):
             self.unclog(sender, to)

@@ -35,14 +35,12 @@ from storage.entry import Entry
 from storage.keyspace import Change, Keyspace
 from storage.memory import LossyEngine
 from storage.requests import Limits
-from tests.simulation.disk import Disk
+from tests.simulation.disk import Disk, SimWal
 from tests.simulation.network import Network
 from tests.simulation.world import MILLISECOND, World
 
 TICK = 100 * MILLISECOND
 ELECTION_TICKS = 10
-TIMEOUT_TICKS = 70
-"""As with etcd's default settings: 5 s and two election timeouts."""
 
 
 class Killed(BaseException):
@@ -264,6 +262,8 @@ class Shells:
     """The classes that run: the shipped ones, or mutants of them."""
 
     raft: type[Raft] = Raft
+    log: type[Log] = Log
+    wal: type[SimWal] = SimWal
     raftd: type[Raftd] = Raftd
     applyd: type[Applyd] = Applyd
     keyspace: type[Keyspace] = Keyspace
@@ -283,13 +283,14 @@ class Node:
         memory_bytes_max: int,
         append_bytes_max: int,
         uncommitted_bytes_max: int,
+        timeout_ticks: int,
         restart: Callable[[Node, Actor], None],
         reply: Callable[[bytes, bytes], None],
     ) -> None:
         self.world, self.config, self.network, self.watchman, self.shells = world, config, network, watchman, shells
         self.id = config.member_id
         self.members = [member.id for member in config.members]
-        self._memory_bytes_max = memory_bytes_max
+        self._memory_bytes_max, self._timeout_ticks = memory_bytes_max, timeout_ticks
         self._core_config = Config(
             id=self.id,
             voters=tuple(self.members),
@@ -298,7 +299,7 @@ class Node:
             uncommitted_bytes_max=uncommitted_bytes_max,
         )
         self._restart, self.reply = restart, reply
-        self.disk = Disk(world)
+        self.disk = Disk(world, shells.wal)
         self.engine = Store()
         self.flush_min, self.flush_max = 5 * MILLISECOND, 200 * MILLISECOND
         self._flushing = False
@@ -319,7 +320,7 @@ class Node:
         assert not actor.alive
         wal, found = self.disk.open(actor.wake, self._writes)
         epoch = actor.runs + 1
-        log = Log(
+        log = self.shells.log(
             wal,
             prev=found.prev,
             terms=found.terms,
@@ -354,7 +355,7 @@ class Node:
             limits=Limits(self.config.max_txn_ops, self.config.max_request_bytes),
             quota_bytes=self.config.quota_backend_bytes,
             election_ticks=ELECTION_TICKS,
-            timeout_ticks=TIMEOUT_TICKS,
+            timeout_ticks=self._timeout_ticks,
         )
         self._flushing = False
         self.watchman.opened(self)
@@ -379,7 +380,9 @@ class Node:
         else:
             self.watchman.last_look(self)
             self.applyd = None
-            self.engine.crash(self._surviving_batches())
+            keep = self._surviving_batches()
+            self.world.seen["store lost batches"] += keep < self.engine.unflushed
+            self.engine.crash(keep)
             self._backlog.clear()
             self._down.break_off()
             for source, frame in self._up.break_off()[0]:

@@ -13,6 +13,7 @@ would never get there.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,11 +31,13 @@ from tests.checkers.linearizability import Undecided, check_linearizable
 from tests.checkers.replay import check_replay
 from tests.simulation.clients import Client, Habits, Hub
 from tests.simulation.faults import Faults, Temper
-from tests.simulation.network import Network
+from tests.simulation.network import Network, Weather
 from tests.simulation.node import ELECTION_TICKS, TICK, Actor, Node, Shells
 from tests.simulation.safety import Safety, Violation
 from tests.simulation.world import MILLISECOND, SECOND, World
 
+SECONDS = 30
+"""Of trouble, unless told otherwise."""
 ELECTION = ELECTION_TICKS * TICK
 RECOVERY = 10 * ELECTION
 CONVERGENCE = 10 * ELECTION
@@ -76,6 +79,7 @@ class Knobs:
             (cluster.applyd, "FLUSH_ENTRIES", self.flush_entries),
             (cluster.applyd, "ENTRY_BYTES", self.entry_bytes),
             (cluster.applyd, "BACKLOG_ENTRIES_MAX", self.backlog_entries),
+            (cluster.applyd, "REPORT_BYTES", self.window_bytes // 8),
             (cluster.applyd, "hit", hit),
             (cluster.raftd, "FLOOR_TICKS", self.floor_ticks),
             (cluster.raftd, "WINDOW_BYTES", self.window_bytes),
@@ -103,16 +107,18 @@ class Plan:
     temper: Temper
     habits: Habits
     knobs: Knobs
+    climate: Weather
     wake_max: int
     memory_bytes: int
     append_bytes: int
     uncommitted_bytes: int
+    timeout_ticks: int
 
     @classmethod
     def draw(cls, rng: random.Random, seconds: int) -> Plan:
         kinds = Faults.kinds()
         angry = rng.sample(kinds, rng.randrange(len(kinds))) if rng.random() < 0.9 else []
-        clients, batch_max, rate = rng.choice((2, 4, 6, 8)), rng.choice((1, 3, 8)), rng.choice((20, 50, 120))
+        clients, batch_max, rate = rng.choice((2, 4, 6, 8)), rng.choice((1, 3, 8)), rng.choice((10, 30, 80))
         habits = Habits(
             clients=clients,
             groups=rng.choice((1, 3, 5)),
@@ -125,16 +131,26 @@ class Plan:
         )
         for name in rng.sample(list(habits.weights), 3):
             habits.weights[name] *= rng.choice((0, 3))
+        jinx = rng.choice((0.0, 0.0, 0.3, 0.8)) if angry else 0.0
         return cls(
             members=rng.choice((1, 2, 3, 3, 3, 3, 3, 3, 4, 5, 5)),
             chaos=seconds * SECOND,
-            temper=Temper(rng.choice((300, 1000, 3000)) * MILLISECOND, {kind: rng.randint(1, 4) for kind in angry}),
+            temper=Temper(
+                rng.choice((300, 1000, 3000)) * MILLISECOND, {kind: rng.randint(1, 4) for kind in angry}, jinx
+            ),
             habits=habits,
             knobs=Knobs.draw(rng),
+            climate=Weather(
+                loss=rng.choice((0.0, 0.0, 0.01)),
+                twice=rng.choice((0.0, 0.0, 0.05)),
+                reorder=rng.random() < 0.3,
+                delay_max=rng.choice((1, 1, 5, 30, 150)) * MILLISECOND,
+            ),
             wake_max=rng.choice((100, 1_000, 5_000)),
             memory_bytes=rng.choice((0, 2_000, 16 << 20)),
             append_bytes=rng.choice((1, 300, 1 << 20)),
             uncommitted_bytes=rng.choice((500, 5_000, 64 << 20)),
+            timeout_ticks=rng.choice((15, 30, 70)),  # 70 with etcd's default settings
         )
 
 
@@ -154,6 +170,7 @@ class Report:
     elections: int = 0
     undecided: bool = False
     faults: dict[str, int] = field(default_factory=dict)
+    seen: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
 
 
@@ -164,7 +181,7 @@ class Run:
         self,
         seed: int,
         *,
-        seconds: int = 15,
+        seconds: int = SECONDS,
         shells: Shells | None = None,
         trace: Callable[[str], None] | None = None,
         plan: Callable[[Plan], None] | None = None,
@@ -189,6 +206,7 @@ class Run:
                 memory_bytes_max=self.plan.memory_bytes,
                 append_bytes_max=self.plan.append_bytes,
                 uncommitted_bytes_max=self.plan.uncommitted_bytes,
+                timeout_ticks=self.plan.timeout_ticks,
                 restart=self._died,
                 reply=lambda name, frame, id=config.member_id: self.hub.to_client(id, name, frame),
             )
@@ -196,7 +214,9 @@ class Run:
         }
         self.safety.nodes = self.nodes
         self.world.wake_max = self.plan.wake_max
+        self.network.climate = self.network.weather = self.plan.climate
         self.faults = Faults(self.world, self.network, self.nodes, self.hub, self.plan.temper, self._revive)
+        self.safety.on_election = self.faults.elected
         self.clients = [
             Client(self.world, self.hub, self.plan.habits, id, list(self.nodes), self.history)
             for id in range(1, self.plan.habits.clients + 1)
@@ -315,7 +335,12 @@ class Run:
             entries=len(self.safety.committed) - 1,
             elections=self.safety.elections,
             faults=self.faults.counts,
+            seen=self.world.seen,
         )
+        seen = report.seen
+        for op in self.history:
+            if op.error is not None:
+                seen[type(op.error).__name__] += 1
         verdict = check_replay(self.history, events)
         report.wrong = verdict.wrong
         try:
@@ -338,14 +363,14 @@ class Probe:
         name = b"probe %d/%d" % (self.member, self._attempts)
         run.hub.clients[name] = self  # type: ignore[assignment]
         request = pb.PutRequest(key=b"probe", value=name)
-        op = Operation(len(run.history), -self.member, self.member, run.world.now, request)
+        op = Operation(len(run.history) + 1, -self.member, self.member, run.world.now, request)
         run.history.append(op)
         self._op = op
         run.hub.to_member(self.member, name, wire.encode(Method.PUT, Kind.CALL, 0, op.id, request.SerializeToString()))
 
     def told(self, frame: bytes) -> None:
         for record in wire.decode(frame):
-            op = self.run.history[record.id]
+            op = self.run.history[record.id - 1]
             op.returned = self.run.world.now
             if record.status == 0:
                 op.answer = pb.PutResponse.FromString(record.payload)

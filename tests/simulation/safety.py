@@ -14,7 +14,7 @@ is caught the moment it contradicts itself. A violation is an AssertionError wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from zlib import crc32
 
@@ -48,7 +48,10 @@ class Safety(Watchman):
         self._digests: dict[int, int] = {}  # by applied index: all keys
         self.truth: dict[int, list[bytes]] = {}  # by revision: encoded events
         self._told: dict[int, int] = {}  # by member: newest revision whose events it has told
+        self._fed = 0
+        self._batches: set[bytes] = set()
         self.elections = 0
+        self.on_election: Callable[[Node], None] = lambda node: None
 
     def check(self, holds: bool, what: str) -> None:
         if not holds:
@@ -102,6 +105,7 @@ class Safety(Watchman):
         self._leads(node, core.term)
         self.elections += 1
         self._holds(node, len(self.committed) - 1)
+        self.on_election(node)
 
     def _leads(self, node: Node, term: int) -> None:
         other = self.leaders.setdefault(term, node.id)
@@ -122,6 +126,7 @@ class Safety(Watchman):
         core = node.raftd.core
         log, commit = core.log, core.commit
         first = max(self._commits.get(node.id, 0) + 1, log.first_index)
+        known = len(self.committed)
         self._commits[node.id] = commit
         for index in range(first, commit + 1):
             term = log.term(index)
@@ -144,6 +149,19 @@ class Safety(Watchman):
                 peer_core = other.raftd.core if other.raftd is not None else None
                 if peer_core is not None and peer_core.role is Role.LEADER and peer_core.term > core.term:
                     self._holds(other, index)
+        if len(self.committed) > known:
+            self._secure(node, commit)
+
+    def _secure(self, node: Node, index: int) -> None:
+        """Nobody without a committed entry could be elected now, by what is on the disks (why 5.4.2 is as it is)."""
+        term = self.committed[index][0]
+        ends = {id: (each.disk.synced.last_term, each.disk.synced.last_index) for id, each in self.nodes.items()}
+        for id, each in self.nodes.items():
+            voters = [other for other, end in ends.items() if ends[id] >= end]
+            self.check(
+                len(voters) <= len(self.nodes) // 2 or self._durable(each, index) == term,
+                f"member {node.id} commits {index}@{term}, without which member {id} could be elected by {voters}",
+            )
 
     def _durable(self, node: Node, index: int) -> int:
         """The term of entry `index` on the node's synced disk, 0 if it is not there; a released one was committed."""
@@ -178,6 +196,11 @@ class Safety(Watchman):
         """A member's raft hands entries to its apply process."""
         self._advanced(node)
         for entry in entries:
+            if entry.data and entry.index > self._fed:
+                self._fed = entry.index
+                batch = entry.data[:24]  # origin, incarnation, number
+                self.world.seen["batch committed again"] += batch in self._batches
+                self._batches.add(batch)
             self.check(
                 entry.index < len(self.committed)
                 and (entry.term, crc32(entry.data, entry.kind)) == self.committed[entry.index],

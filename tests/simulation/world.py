@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import heapq
 import random
+from collections import Counter
 from collections.abc import Callable
 from zlib import crc32
 
@@ -28,6 +29,8 @@ class World:
         self.now = 0
         self.digest = 0
         self.events = 0
+        self.seen: Counter[str] = Counter()
+        """Rare things that did happen: what a run is for."""
         self.wake_max = 300
         """How long a process may take from something having arrived to looking at it."""
         self.turning: object = None

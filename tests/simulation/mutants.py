@@ -1,0 +1,445 @@
+"""Wrong cores, shells and stores: each breaks one rule that the right ones keep, by overriding the place that keeps it.
+
+A simulator that finds nothing has proved nothing until it finds what is known to be there. Every mutant here must be
+caught within a number of seeds (test_mutants.py); one that is not any more means that the simulator has gone blind, or
+that the rule is kept somewhere else now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cluster.applyd import Applyd, Caller, Pending, Round
+from cluster.internal import Committed
+from cluster.raft.core import Append, Raft
+from cluster.raft.leadership import Leadership
+from cluster.raft.log import Log
+from cluster.raft.message import Message
+from cluster.raft.quorum import Outcome
+from cluster.raftd import Raftd
+from kvorum import errors, wire
+from kvorum import etcd_pb2 as pb
+from storage import codec
+from storage.entry import HardState
+from storage.history import Change
+from storage.keyspace import Keyspace, Turn
+from storage.turn import Outcome as Applied
+from storage.turn import Result
+from tests.simulation.disk import SimWal
+from tests.simulation.faults import Temper
+from tests.simulation.node import Shells
+from tests.simulation.run import Plan
+from tests.simulation.world import MILLISECOND, SECOND
+
+# ---- the core
+
+
+class CountsItsVoteTwice(Raft):
+    """A candidate's vote for itself counts when it is cast and once more when it is on disk."""
+
+    def _election_outcome(self) -> Outcome:
+        granted = sum(self._votes.values()) + self._votes.get(self.id, False)
+        return Outcome.WON if granted > len(self.voters) // 2 else super()._election_outcome()
+
+
+class VotesForAnybody(Raft):
+    """Raft paper 5.2: one vote a term."""
+
+    def _may_vote(self, m: Message) -> bool:
+        return True
+
+
+class SkipsTheLogCheck(Raft):
+    """Raft paper 5.4.1: no vote for a log that ends before one's own."""
+
+    def _is_up_to_date(self, m: Message) -> bool:
+        return True
+
+
+class CommitsOldTermsByCounting(Raft):
+    """Raft paper 5.4.2, figure 8."""
+
+    def _may_commit_by_counting(self, index: int) -> bool:
+        return True
+
+
+class SpeaksBeforeTheSync(Raft):
+    """Votes and acknowledgements leave at once."""
+
+    def _hold(self, m: Message) -> None:
+        self._send(m)
+
+
+class CountsItselfBeforeTheSync(Raft):
+    """A leader's own entries count as one vote before they are on its disk."""
+
+    def _durable_at_majority(self, leading: Leadership) -> int:
+        leading.own_durable(self.log.last_index)
+        return super()._durable_at_majority(leading)
+
+
+class ForgetsItsVote(Raft):
+    """Raft paper, figure 2: votedFor is persistent."""
+
+    def _take_append(self) -> Append | None:
+        append = super()._take_append()
+        if append is not None and append.hard_state is not None:
+            append.hard_state = HardState(append.hard_state.term, 0, append.hard_state.commit)
+        return append
+
+
+class TakesAnyCompletion(Raft):
+    """An entry that was replaced is taken for durable when the write of the one before it completes (ABA)."""
+
+    def _speaks_for_us(self, append: Append) -> bool:
+        return append.last_index <= self.log.last_index and append.last_index < self.log._unsaved
+
+
+class ReadsBeforeItsFirstCommit(Raft):
+    """A fresh leader doesn't know yet how far it may be committed (raft: ReadOnlyForNewLeader)."""
+
+    def _committed_in_term(self) -> bool:
+        return True
+
+
+class ReadsUnconfirmed(Raft):
+    """A leader answers reads without asking whether it still is one."""
+
+    def _open_round(self, leading: Leadership) -> None:
+        super()._open_round(leading)
+        for id in self.voters:
+            leading._progress[id].read_round = self._reads.round
+        self._confirm_reads(leading)
+
+
+class CommitsBeyondTheMatch(Raft):
+    """A follower believes the leader's commit index about entries that it did not get from that leader."""
+
+    def _on_commit(self, m: Message) -> None:
+        super()._on_commit(m)
+
+    def _on_append(self, m: Message) -> None:
+        super()._on_append(m)
+        self.log.commit_to(min(m.commit, self.log.last_index))
+
+
+class AppliesWhatIsNotOnItsDisk(Raft):
+    """A store may then be ahead of its log after a crash."""
+
+    @property
+    def applicable(self) -> int:
+        return self.log.committed
+
+
+class CutsOnEveryAppend(Log):
+    """A late append cuts off what has been acknowledged since (etcd/raft: HandleMsgApp)."""
+
+    def accept(self, index: int, term: int, entries: object) -> int | None:
+        if self.matches(index, term) and index < self.last_index:
+            self._truncate(index + 1)
+        return super().accept(index, term, entries)  # type: ignore[arg-type]
+
+
+class SaysDurableTooEarly(SimWal):
+    """A journal that reports what it was given instead of what it synced."""
+
+    def durable(self) -> int:
+        super().durable()
+        return self._position
+
+
+# ---- the shells
+
+
+class FeedsAnySession(Applyd):
+    """Takes committed entries of a conversation that is over."""
+
+    def _apply(self, committed: list[Committed]) -> None:
+        super()._apply([message._replace(session=self._session) for message in committed])
+
+
+class TakesEveryAnswerToItsAttach(Applyd):
+    """Asked twice, raft answers twice, and the second time feeds what the first time has brought already."""
+
+    def _attached(self, session: int) -> None:
+        self._session = 0
+        super()._attached(session)
+
+
+class AnswersBeforeTheCommit(Applyd):
+    """A put is answered as soon as it is proposed."""
+
+    def _enqueue(self, batch: bytes, callers: list[Caller], born: int) -> None:
+        super()._enqueue(batch, callers, born)
+        for caller in callers:
+            if caller.method == wire.Method.PUT:
+                self._reply(caller, Result(0, self.keyspace.revision + 1, b""))
+
+
+class ReadsWithoutAsking(Applyd):
+    """A linearizable read is answered from whatever is here."""
+
+    def _ask_reads(self) -> None:
+        if self._reads:
+            self._ripe.append((0, Round(self._reads, self._ticks)))
+            self._reads = []
+
+
+class AnswersReadsTooEarly(Applyd):
+    """Asks how far it must have applied, and doesn't wait until it has."""
+
+    def _answer_ripe(self) -> None:
+        for at, (_, ready) in enumerate(self._ripe):
+            self._ripe[at] = (0, ready)
+        super()._answer_ripe()
+
+
+class JoinsARunningRound(Applyd):
+    """A read that arrives while a read index is under way is answered with that one, which is from before it."""
+
+    def _ask_reads(self) -> None:
+        if self._rounds and self._reads:
+            next(iter(self._rounds.values())).reads.extend(self._reads)
+            self._reads = []
+        super()._ask_reads()
+
+
+class RefusesWhatItSent(Applyd):
+    """Tells callers "not done" when their time is up, whatever may become of the proposal."""
+
+    def _expire(self) -> None:
+        for pending in self._pending.values():
+            pending.attempts = 0
+        super()._expire()
+
+
+class TakesEveryNoForFinal(Applyd):
+    """Believes the refusal of one attempt although another is under way."""
+
+    def _rejected(self, number: int, reason: str) -> None:
+        pending = self._pending.get(number)
+        if pending is not None:
+            self._forget(pending)
+            for caller in pending.callers:
+                self._fail(caller, errors.TooManyRequests())
+
+
+class MixesUpAnswers(Applyd):
+    """In a batch of several, each caller hears what the next one should (RELIABILITY T5)."""
+
+    def _settle(self, number: int, results: list[Result]) -> None:
+        pending = self._pending.get(number)
+        if pending is not None and len({caller.method for caller in pending.callers}) == 1:
+            results = results[1:] + results[:1]
+        super()._settle(number, results)
+
+
+class ProposesAnewUnderANewNumber(Applyd):
+    """A batch whose fate is unknown goes into the log a second time as a new one."""
+
+    def _send(self, pending: Pending) -> None:
+        if pending.attempts:
+            self._number += 1
+            origin, incarnation, _, batch = codec.unpack_proposal(pending.data)
+            pending.data = codec.pack_proposal(origin, incarnation, self._number, batch)
+        super()._send(pending)
+
+
+class TellsTheRevisionOfNow(Applyd):
+    """The header of an answer names the newest revision instead of the answer's own (RELIABILITY K7)."""
+
+    def _reply(self, caller: Caller, result: Result) -> None:
+        super()._reply(caller, result._replace(revision=self.keyspace.revision))
+
+
+class GivesUpTheLogTooEarly(Raftd):
+    """Releases what one member no longer needs, not what nobody needs."""
+
+    def _floor(self, sender: int, index: int) -> None:
+        for member in self._members:
+            super()._floor(member, min(index, self.core.log.stable_index))
+
+
+class AnswersOldSessions(Raftd):
+    """Hears an apply process that is not attached."""
+
+    def _known(self, session: int) -> bool:
+        return self._attached
+
+
+# ---- the store
+
+
+class _ForgetfulTurn(Turn):
+    def apply(self, index: int, term: int, data: bytes) -> Applied:
+        self.origins.clear()
+        self._origins_before = {}
+        return super().apply(index, term, data)
+
+
+class AppliesCopies(Keyspace):
+    """Doesn't know which batches it has applied."""
+
+    def begin(self) -> Turn:
+        return _ForgetfulTurn(self)
+
+
+class WritesTheIndexApart(Keyspace):
+    """The applied index follows in a batch of its own (RELIABILITY T1, etcd 3.5's inconsistency)."""
+
+    def _commit(self, turn: Turn) -> list[Change]:
+        before = self.engine.get(codec.STATE)
+        changes = super()._commit(turn)
+        after = self.engine.get(codec.STATE)
+        if before is not None and after is not None and changes:
+            self._back_date(before)
+            batch = self.engine.batch()
+            batch.put(codec.STATE, after)
+            self.engine.write(batch)
+        return changes
+
+    def _back_date(self, state: bytes) -> None:
+        """Make the batch just written carry the old index."""
+        batch = self.engine._tail[-1]  # type: ignore[attr-defined]
+        at = next(i for i, (key, _) in enumerate(batch) if key == codec.STATE)
+        batch[at] = (codec.STATE, state)
+
+
+class _OwnMindedTurn(Turn):
+    """Does what depends on who does it."""
+
+    def put(self, request: pb.PutRequest) -> bytes:
+        if self.revision % 7 == 0 and self._own:
+            request.value += b"!"
+        return super().put(request)
+
+    _own = False
+
+
+class DependsOnTheMember(Keyspace):
+    """Applies an entry otherwise than another member would, after a restart."""
+
+    def __init__(self, engine: object) -> None:
+        super().__init__(engine)  # type: ignore[arg-type]
+        self._restarted = self.revision > 1
+
+    def begin(self) -> Turn:
+        turn = _OwnMindedTurn(self)
+        turn._own = self._restarted
+        return turn
+
+
+class SweepsTooMuch(Keyspace):
+    """Physical compaction takes away the compaction point's own state, too (etcd #19179)."""
+
+    def sweep(self) -> bool:
+        for key in list(self.engine.scan_keys(codec.revision_key(2, 0), codec.revision_key(self.compacted + 1, 0))):
+            batch = self.engine.batch()
+            batch.delete(key)
+            self.engine.write(batch)
+        return super().sweep()
+
+
+# ---- where to look for them
+
+
+def _weather_of_figure_8(plan: Plan) -> None:
+    """Leaders that are struck down at their election, entries that travel one by one."""
+    plan.members, plan.append_bytes, plan.climate.delay_max = 3, 1, MILLISECOND
+    plan.temper = Temper(4 * SECOND, {"depose": 1}, jinx=0.9)
+
+
+def _replaced_in_flight(plan: Plan) -> None:
+    """Slow disks, and leaders that come and go."""
+    plan.members, plan.habits.clients = 5, 8
+    plan.temper = Temper(SECOND, {"slow_disk": 4, "depose": 3, "isolate": 2, "weather": 2}, jinx=0.5)
+
+
+def _cut_off_leaders(plan: Plan) -> None:
+    """Leaders that don't know they no longer are, with clients who ask them."""
+    plan.temper = Temper(2 * SECOND, {"stale_leader": 3, "depose": 1}, jinx=0.0)
+    plan.habits.clients, plan.habits.roam = 8, 0.0
+    plan.habits.weights |= {"get": 20, "group": 10}
+
+
+def _slow_roads(plan: Plan) -> None:
+    """Messages that take their time, and everybody at the same few keys."""
+    plan.climate.delay_max, plan.climate.loss = 150 * MILLISECOND, 0.0
+    plan.habits.clients, plan.habits.groups, plan.habits.keys, plan.habits.batch_max = 8, 1, 2, 1
+    plan.habits.think_max = 300 * MILLISECOND
+    plan.temper.kinds = {}
+
+
+def _young_leaders(plan: Plan) -> None:
+    """Leaders that are asked for much before they have done anything."""
+    plan.climate.delay_max, plan.members = 30 * MILLISECOND, 3
+    plan.habits.clients, plan.habits.groups, plan.habits.batch_max, plan.habits.roam = 8, 1, 1, 0.5
+    plan.habits.think_max = 400 * MILLISECOND
+    plan.temper = Temper(SECOND, {"transfer": 4, "depose": 2, "slow_disk": 1}, jinx=0.0)
+
+
+def _restless_processes(plan: Plan) -> None:
+    """Each half of a node dies and sleeps while the other goes on."""
+    plan.members = 3
+    plan.temper = Temper(200 * MILLISECOND, {"kill": 4, "pause": 4, "failpoint": 2}, jinx=0.0)
+    plan.knobs.flush_ticks, plan.knobs.floor_ticks = 3, 2
+
+
+def _lost_proposals(plan: Plan) -> None:
+    """Members that are cut off with what they have proposed, and clients who wait until they are told."""
+    plan.members, plan.timeout_ticks, plan.habits.patience_max = 3, 15, 20 * SECOND
+    plan.climate.delay_max, plan.climate.loss = 150 * MILLISECOND, 0.01
+    plan.temper = Temper(SECOND, {"depose": 3, "transfer": 3, "clog": 2, "slow_disk": 2, "pause": 2}, jinx=0.2)
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """`seeds`: within how many of them it must be caught. `plan` turns a run towards where the mutant goes wrong; those
+    without are caught by what every seed does."""
+
+    name: str
+    shells: Callable[[], Shells]
+    seeds: int
+    plan: Callable[[Plan], None] | None
+
+
+def _of(cls: type, plan: Callable[[Plan], None] | None = None, seeds: int = 60) -> Mutant:
+    kinds = {Raft: "raft", Log: "log", SimWal: "wal", Raftd: "raftd", Applyd: "applyd", Keyspace: "keyspace"}
+    part = next(name for base, name in kinds.items() if issubclass(cls, base))
+    return Mutant(cls.__name__, lambda: Shells(**{part: cls}), seeds, plan)
+
+
+MUTANTS = [
+    _of(CountsItsVoteTwice),
+    _of(VotesForAnybody),
+    _of(SkipsTheLogCheck, _weather_of_figure_8),
+    _of(CommitsOldTermsByCounting, _weather_of_figure_8),
+    _of(SpeaksBeforeTheSync),
+    _of(CountsItselfBeforeTheSync),
+    _of(ForgetsItsVote),
+    _of(TakesAnyCompletion, _replaced_in_flight),
+    _of(ReadsBeforeItsFirstCommit, _young_leaders),
+    _of(ReadsUnconfirmed, _cut_off_leaders),
+    _of(CommitsBeyondTheMatch, _weather_of_figure_8),
+    _of(AppliesWhatIsNotOnItsDisk),
+    _of(CutsOnEveryAppend),
+    _of(SaysDurableTooEarly),
+    _of(FeedsAnySession, _restless_processes),
+    _of(TakesEveryAnswerToItsAttach, _restless_processes),
+    _of(AnswersBeforeTheCommit),
+    _of(ReadsWithoutAsking),
+    _of(AnswersReadsTooEarly),
+    _of(JoinsARunningRound, _slow_roads),
+    _of(RefusesWhatItSent, _lost_proposals),
+    _of(TakesEveryNoForFinal, _lost_proposals),
+    _of(MixesUpAnswers),
+    _of(ProposesAnewUnderANewNumber),
+    _of(TellsTheRevisionOfNow),
+    _of(GivesUpTheLogTooEarly, _restless_processes),
+    _of(AnswersOldSessions),
+    _of(AppliesCopies),
+    _of(WritesTheIndexApart, _restless_processes),
+    _of(DependsOnTheMember),
+    _of(SweepsTooMuch),
+]
