@@ -25,8 +25,8 @@ from typing import Generic, Protocol, TypeVar
 
 import zmq
 
-HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS, HEARTBEAT_TTL_MS = 1000, 3000, 10_000
-"""A node that goes away without a word is missed after 3 s; it misses a client that stands still after 10 s."""
+HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS, HEARTBEAT_TTL_MS = 500, 2000, 10_000
+"""A node that goes away without a word is missed after 2.5 s; it misses a client that stands still after 10 s."""
 RECEIVE_BYTES_MAX = 1 << 30
 """A batch of answers over this ends the connection before memory is taken for it."""
 

@@ -223,11 +223,9 @@ class WatchCore:
 
     def _dial(self, now: float) -> None:
         address = self.endpoints.choose(now)
-        if address is None:
-            self.wants_members = True
-            return
-        self.current = Session(address, now + self._dial_seconds)
-        self.opening.append(self.current)
+        if address is not None:
+            self.current = Session(address, now + self._dial_seconds)
+            self.opening.append(self.current)
 
     def _ask(self, session: Session, now: float) -> None:
         if not session.ping:
@@ -371,6 +369,7 @@ class WatchCore:
     def _drop(self, session: Session, now: float, trouble: str) -> None:
         self._leave(session)
         self.endpoints.failed(session.endpoint, now, trouble)
+        self.wants_members |= self.endpoints.usable_at() > now
 
 
 def _why(response: pb.WatchResponse) -> KvorumError:
