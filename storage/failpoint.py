@@ -10,9 +10,9 @@
 | `error`, `error(NAME)` | raises OSError with that errno, EIO by default |
 
 `N*action` strikes on the N-th hit only, counted from 1 in each process; without it, on every hit. A value `@FILE` reads
-the text from FILE when the process starts, no file meaning no failpoint: so a test can let a process crash once and
-come back whole. A text that isn't understood is refused when the process starts, since a test whose failpoint is
-misspelled would pass.
+the text from FILE when the process starts and again, all counts forgotten, whenever FILE has changed, no file meaning
+no failpoint: so a test can strike a process that runs, and let its successor come back whole. A text that isn't
+understood is refused when it is read, since a test whose failpoint is misspelled would pass.
 
 Without the variable a hit costs one function call and one truth test. This is no pure room: it is how tests reach into
 shells and the disk code.
@@ -74,9 +74,12 @@ def _strike(part: str, nth: int, action: str) -> _Strike:
 
 def arm(text: str) -> None:
     """Replace what is armed in this process by `text`, forgetting all counts. For tests, and for the start."""
-    if text.startswith("@"):
+    global _live, _file, _stamp
+    _file = text[1:] if text.startswith("@") else ""
+    if _file:
+        _stamp = _stamp_of(_file)
         try:
-            with open(text[1:], encoding="utf-8") as file:
+            with open(_file, encoding="utf-8") as file:
                 text = file.read()
         except FileNotFoundError:
             text = ""
@@ -84,15 +87,27 @@ def arm(text: str) -> None:
     _armed.clear()
     _hits.clear()
     _armed.update(armed)
+    _live = bool(_armed or _file)
+
+
+def _stamp_of(path: str) -> tuple[int, int] | None:
+    """What tells one content of a file from the next, if each is a new file renamed to its place."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def hit(name: str) -> None:
     """Here `name` may strike. Returns at once unless it is armed."""
-    if _armed:
+    if _live:
         _act(name)
 
 
 def _act(name: str) -> None:
+    if _file and _stamp_of(_file) != _stamp:
+        arm(f"@{_file}")
     strike = _armed.get(name)
     if strike is None:
         return
@@ -110,4 +125,7 @@ def _act(name: str) -> None:
 
 _armed: dict[str, _Strike] = {}
 _hits: dict[str, int] = {}
+_live = False
+_file = ""
+_stamp: tuple[int, int] | None = None
 arm(os.environ.get(VARIABLE, ""))

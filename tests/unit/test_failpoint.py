@@ -76,6 +76,21 @@ def test_a_file_says_what_is_armed_and_its_absence_that_nothing_is(tmp_path: Pat
     failpoint.hit("a")
 
 
+def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
+    """So that a test can strike a process that has been running for long."""
+    file = tmp_path / "points"
+    failpoint.arm(f"@{file}")
+    failpoint.hit("a")
+    (tmp_path / "new").write_text("a:2*error")
+    (tmp_path / "new").rename(file)
+    failpoint.hit("a")
+    with pytest.raises(OSError, match="failpoint a"):
+        failpoint.hit("a")
+    file.unlink()
+    for _ in range(3):
+        failpoint.hit("a")
+
+
 @pytest.mark.parametrize(
     "text",
     [
