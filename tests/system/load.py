@@ -62,9 +62,11 @@ class Load:
         self._seed, self._pause, self._timeout = seed, pause, timeout
         self._over = threading.Event()
         self._broken: list[BaseException] = []
-        self._threads = [threading.Thread(target=self._guarded, args=(number,)) for number in range(clients)]
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(number,), daemon=True) for number in range(clients)
+        ]
         self._stalls: list[tuple[float, float]] = []
-        self._threads.append(threading.Thread(target=self._watch_the_clock))
+        self._threads.append(threading.Thread(target=self._watch_the_clock, daemon=True))
 
     def start(self) -> None:
         for thread in self._threads:

@@ -14,6 +14,7 @@ import itertools
 import os
 import signal
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,8 +75,12 @@ class Trio:
             f"{what:40} others {others:5.2f} s, itself {own:5.2f} s" + (f", machine {stalled:.2f} s" if stalled else "")
         )
 
-    def finish(self, load: Load) -> None:
-        load.stop()
+    @contextlib.contextmanager
+    def load(self, name: str, **habits: float) -> Iterator[Load]:
+        """Clients while the block runs, and then the judge."""
+        with Load(self.cluster.endpoints, seed=zlib.crc32(name.encode()), name=name, **habits) as load:  # type: ignore[arg-type]
+            time.sleep(0.3)
+            yield load
         assert len(load.history) > 100, "too few calls to mean anything"
         self.judge(load.history)
         for node in range(len(self.cluster.places)):
@@ -97,76 +102,64 @@ def trio(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
 def test_a_process_is_killed_on_each_node_in_turn(trio: Trio, process: str) -> None:
     """F1. First on the leader, then on a follower, then on the third node, whatever it is by then."""
     cluster = trio.cluster
-    load = Load(cluster.endpoints, seed=PROCESSES.index(process), name=f"kill-{process}")
-    load.start()
-    time.sleep(0.3)
-    for node in trio.in_turn():
-        role = "leader" if cluster.leader() == node else "follower"
-        term, since = trio.term(trio.others(node)[0]), time.monotonic()
-        cluster.kill(node, process)
-        if process == "supervisor":
-            cluster.start(node, wait=False)
-        trio.expect_service(load, node, since, f"{process} of a {role} killed", term)
-    trio.finish(load)
+    with trio.load(f"kill-{process}") as load:
+        for node in trio.in_turn():
+            role = "leader" if cluster.leader() == node else "follower"
+            term, since = trio.term(trio.others(node)[0]), time.monotonic()
+            cluster.kill(node, process)
+            if process == "supervisor":
+                cluster.start(node, wait=False)
+            trio.expect_service(load, node, since, f"{process} of a {role} killed", term)
 
 
 @pytest.mark.parametrize("process", ["raft", "apply", "watch"])
 def test_a_process_is_paused_for_longer_than_an_election(trio: Trio, process: str) -> None:
     """F3, T6: who wakes up believes that nothing has happened. It must not answer from then."""
     cluster = trio.cluster
-    load = Load(cluster.endpoints, seed=10 + PROCESSES.index(process), name=f"pause-{process}")
-    load.start()
-    time.sleep(0.3)
-    for node in itertools.islice(trio.in_turn(), 2):
-        role = "leader" if cluster.leader() == node else "follower"
-        term, since = trio.term(trio.others(node)[0]), time.monotonic()
-        cluster.pause(node, process)
-        time.sleep(2.5 * ELECTION_SECONDS)
-        cluster.resume()
-        trio.expect_service(load, node, since, f"{process} of a {role} paused", term)
-    trio.finish(load)
+    with trio.load(f"pause-{process}") as load:
+        for node in itertools.islice(trio.in_turn(), 2):
+            role = "leader" if cluster.leader() == node else "follower"
+            term, since = trio.term(trio.others(node)[0]), time.monotonic()
+            cluster.pause(node, process)
+            time.sleep(2.5 * ELECTION_SECONDS)
+            cluster.resume()
+            trio.expect_service(load, node, since, f"{process} of a {role} paused", term)
 
 
 def test_two_processes_of_a_node_are_killed_at_once(trio: Trio) -> None:
     """The conversation between them is lost on both sides."""
     cluster = trio.cluster
-    load = Load(cluster.endpoints, seed=20, name="two")
-    load.start()
-    for node, processes in zip(trio.in_turn(), PAIRS, strict=True):
-        term, since = trio.term(trio.others(node)[0]), time.monotonic()
-        kill([cluster.pid(node, process) for process in processes])
-        trio.expect_service(load, node, since, f"{' and '.join(processes)} killed", term)
-    trio.finish(load)
+    with trio.load("two") as load:
+        for node, processes in zip(trio.in_turn(), PAIRS, strict=True):
+            term, since = trio.term(trio.others(node)[0]), time.monotonic()
+            kill([cluster.pid(node, process) for process in processes])
+            trio.expect_service(load, node, since, f"{' and '.join(processes)} killed", term)
 
 
 def test_the_raft_processes_of_all_nodes_are_killed_at_once(trio: Trio) -> None:
     """The apply processes live on, with proposals whose fate nobody knows any more."""
     cluster = trio.cluster
-    load = Load(cluster.endpoints, seed=21, name="all-raft")
-    load.start()
-    for _ in range(2):
-        time.sleep(0.4)
-        since = time.monotonic()
-        kill([cluster.pid(node, "raft") for node in range(3)])
-        silent = max(load.served_after(node, since, 30.0) for node in range(3))
-        trio.note("all raft processes killed", silent, silent, load.stalled(since))
-    trio.finish(load)
+    with trio.load("all-raft") as load:
+        for _ in range(2):
+            time.sleep(0.4)
+            since = time.monotonic()
+            kill([cluster.pid(node, "raft") for node in range(3)])
+            silent = max(load.served_after(node, since, 30.0) for node in range(3))
+            trio.note("all raft processes killed", silent, silent, load.stalled(since))
 
 
 def test_everything_is_killed_at_once_and_nothing_acknowledged_is_lost(trio: Trio) -> None:
     """D1: kill -9 of all processes of all members at any instant."""
     cluster = trio.cluster
-    load = Load(cluster.endpoints, seed=22, name="all", clients=8, pause=0.005)
-    load.start()
-    for round in range(3):
-        time.sleep(0.3 + 0.17 * round)
-        kill_cluster(cluster)
-        for node in range(3):
-            cluster.start(node, wait=False)
-        since = time.monotonic()
-        silent = max(load.served_after(node, since, 60.0) for node in range(3))
-        trio.note("everything killed and started again", silent, silent, load.stalled(since))
-    trio.finish(load)
+    with trio.load("all", clients=8, pause=0.005) as load:
+        for round in range(3):
+            time.sleep(0.3 + 0.17 * round)
+            kill_cluster(cluster)
+            for node in range(3):
+                cluster.start(node, wait=False)
+            since = time.monotonic()
+            silent = max(load.served_after(node, since, 60.0) for node in range(3))
+            trio.note("everything killed and started again", silent, silent, load.stalled(since))
 
 
 def test_a_lone_node_loses_nothing_either(tmp_path: Path) -> None:

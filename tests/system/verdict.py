@@ -84,8 +84,9 @@ class Judge:
         """How many operations so far."""
         self.truth: History = {}
         """Of all revisions from the first to the last that was judged."""
-        self._first = self._origin = head(cluster) + 1
-        self._base = {kv.key: pair(kv) for kv in contents_of(cluster.endpoints[0], self._first - 1)}
+        self.first = self._origin = head(cluster) + 1
+        """The first revision to be judged next time."""
+        self._base = {kv.key: pair(kv) for kv in contents_of(cluster.endpoints[0], self.first - 1)}
         self._original = self._base
         self._open: list[Operation] = []
 
@@ -98,7 +99,7 @@ class Judge:
             said, _ = execute(self._state_at(revision_of(op.answer)), op.request, last + 1)  # type: ignore[arg-type]
             assert said == canonical(op.answer), f"the answer should have been {said}: {op}"
         operations = [*self._open, *(op for op in history if op not in old)]
-        verdict = check_replay(operations, truth, first=self._first, base=self._base)
+        verdict = check_replay(operations, truth, first=self.first, base=self._base)
         assert not verdict.wrong, "\n".join(verdict.wrong[:20])
         if search:
             wrong = check_linearizable(operations, happened=verdict.happened, base=self._base)
@@ -109,11 +110,11 @@ class Judge:
 
     def _is_old(self, op: Operation) -> bool:
         """A serializable answer from before the last judging: stale, as it may be, but still to be a true one."""
-        return op.answer is not None and serializable(op.request) and revision_of(op.answer) < self._first - 1
+        return op.answer is not None and serializable(op.request) and revision_of(op.answer) < self.first - 1
 
     def _same_everywhere(self, last: int) -> History:
         endpoints = self.cluster.endpoints
-        histories = [history_of(endpoint, self._first, last) for endpoint in endpoints]
+        histories = [history_of(endpoint, self.first, last) for endpoint in endpoints]
         contents = [contents_of(endpoint, last) for endpoint in endpoints]
         for node in range(1, len(endpoints)):
             assert histories[node] == histories[0], f"nodes 0 and {node} tell different histories"
@@ -132,7 +133,7 @@ class Judge:
     def _advance(self, truth: History, last: int) -> None:
         self.truth.update(truth)
         self._base = self._state_at(last)
-        self._first = last + 1
+        self.first = last + 1
 
     def _state_at(self, revision: int) -> dict[bytes, Pair]:
         state = dict(self._original)
