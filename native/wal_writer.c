@@ -234,16 +234,15 @@ static int recycle(struct wal *w, uint64_t until) {
 /* ---- the thread ---- */
 
 /* A group goes first, except that while a spare is wanted, two bytes of it are prepared for each byte written: so it is
- * ready before the segment is full, however busy the log is. */
+ * ready before the segment is full, however busy the log is. A mark must be on its way before anything slow begins. */
 enum wal_job wal_next_job(const struct wal *w) {
-    int may_prepare = !w->stopping && (!w->no_space || w->retry) && w->ready < WAL_SPARES_MAX;
+    int may_prepare = wal_unclaimed(w) < w->want && w->ready < WAL_SPARES_MAX && (!w->no_space || w->retry);
     if (w->failed) return JOB_STOP;
-    if (may_prepare && wal_unclaimed(w) < w->want && (w->prepare_debt >= WAL_ZERO_BYTES || !w->gather->used))
-        return JOB_PREPARE;
-    if (w->gather->used) return JOB_WRITE;
-    if (w->recycle_to) return JOB_RECYCLE;
+    if (w->gather->used) return may_prepare && w->prepare_debt >= WAL_ZERO_BYTES ? JOB_PREPARE : JOB_WRITE;
     if (!w->marked && w->fill + WAL_MARK_RESERVE <= w->fill_capacity - WAL_RELEASE_RESERVE) return JOB_MARK;
-    return w->stopping ? JOB_STOP : JOB_NOTHING;
+    if (w->recycle_to) return JOB_RECYCLE;
+    if (w->stopping) return JOB_STOP;
+    return may_prepare ? JOB_PREPARE : JOB_NOTHING;
 }
 
 /* With the lock held: sleep until there may be something to do. */
