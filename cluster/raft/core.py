@@ -93,8 +93,7 @@ class Raft:
         """The leader of this term as far as known; 0 for none."""
         self.term, self.vote = hard_state.term, hard_state.vote
         if log.last_term > self.term:
-            # A crash tore a write: the entries of a new term came down and the hard state did not. We never spoke in
-            # it.
+            # A crash tore a write: entries of a new term came down and the hard state did not. We never spoke in it.
             self.term, self.vote = log.last_term, 0
         log.commit_to(hard_state.commit)
         self._written = hard_state
@@ -181,7 +180,9 @@ class Raft:
         self._out.failed_reads += self._reads.expire(self._ticks)
         leading = self._leading
         if leading is None:
-            if self._elapsed >= self._timeout:
+            # A candidate that waits for its disk has not asked anybody yet. To begin another term would only make the
+            # queue of writes longer, and with a slow disk never end.
+            if self._elapsed >= self._timeout and not self._own_vote_is_under_way():
                 self._campaign(pre=True)
             return
         if self._elapsed >= self.config.election_ticks:
@@ -266,7 +267,9 @@ class Raft:
             self._leading.own_durable(self.log.stable_index)
             self._advance_commit(self._leading)
         elif self.role is Role.CANDIDATE:
-            # The write of this term held our vote for ourselves, which was cast as the term began.
+            # The write of this term held our vote for ourselves, which was cast as the term began. Only now are the
+            # others asked, and have time to answer.
+            self._elapsed = 0
             self._record_vote(self.id, True)
 
     def ready(self) -> Ready:
@@ -410,6 +413,9 @@ class Raft:
             else:
                 self._become_follower(self.term, 0)
 
+    def _own_vote_is_under_way(self) -> bool:
+        return self.role is Role.CANDIDATE and self.id not in self._votes
+
     def _election_outcome(self) -> Outcome:
         return self.voters.outcome(self._votes)
 
@@ -509,7 +515,7 @@ class Raft:
             self._send(Message(MessageType.TIMEOUT_NOW, leading.transferee, self.id, self.term))
 
     def _on_heartbeat_reply(self, m: Message) -> None:
-        if self._leading and self._leading.on_heartbeat_reply(m):
+        if self._leading and self._leading.on_heartbeat_reply(m, self._reads.round):
             self._confirm_reads(self._leading)
 
     # Reads

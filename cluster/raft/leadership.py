@@ -118,8 +118,8 @@ class Leadership:
         assert m.index <= self._log.last_index, f"{m.sender} acknowledged {m.index} of {self._log.last_index}"
         return progress.accepted(m.index)
 
-    def on_heartbeat_reply(self, m: Message) -> bool:
-        """True if the sender has confirmed a later round of reads than was known."""
+    def on_heartbeat_reply(self, m: Message, newest: int) -> bool:
+        """True if the sender has confirmed a later round of reads than was known; `newest` is the newest there is."""
         progress = self._progress.get(m.sender)
         if progress is None:
             return False
@@ -127,6 +127,7 @@ class Leadership:
         if not progress.nudged:
             progress.nudged = True
             progress.suspect_loss(self._log.last_index)
+        assert m.context <= newest, f"{m.sender} confirms round {m.context} of {newest}"
         if m.context <= progress.read_round:
             return False
         progress.read_round = m.context

@@ -110,15 +110,38 @@ def test_a_leader_that_stepped_down_does_not_count_its_own_write() -> None:
 
 def test_a_vote_for_oneself_counts_for_its_own_term_alone() -> None:
     """etcd CandidateSelfVoteAfterLostElection: the write of the first candidacy comes down in the second."""
-    cluster = Cluster(1)
-    cluster.tick(1)
-    assert (cluster[1].role, cluster[1].term) == (Role.CANDIDATE, 1)
-    cluster.tick(1)
-    assert (cluster[1].role, cluster[1].term) == (Role.CANDIDATE, 2)
+    cluster = Cluster()
+    raft = cluster[1]
+    for term in (1, 3):
+        raft.campaign()
+        raft.step(Message(M.PRE_VOTE_REPLY, 1, 2, term))
+        assert (raft.role, raft.term) == (Role.CANDIDATE, term)
+        cluster.turn(1)
+        if term == 1:
+            raft.step(Message(M.HEARTBEAT, 1, 3, 2))
+            cluster.turn(1)
+    for term in (1, 2):
+        cluster.sync(1, 1)
+        raft.step(Message(M.VOTE_REPLY, 1, 2, term))
+        assert raft.role is Role.CANDIDATE
     cluster.sync(1, 1)
-    assert cluster[1].role is Role.CANDIDATE
-    cluster.sync(1, 1)
-    assert (cluster[1].role, cluster[1].term) == (Role.LEADER, 2)
+    raft.step(Message(M.VOTE_REPLY, 1, 2, 3))
+    assert raft.role is Role.LEADER
+
+
+def test_a_candidate_with_a_slow_disk_waits_for_it() -> None:
+    """Its vote takes longer to write than an election timeout: with a new term each time it would never lead."""
+    for nodes in (1, 3):
+        cluster = Cluster(nodes)
+        raft = cluster[1]
+        raft.campaign()
+        raft.step(Message(M.PRE_VOTE_REPLY, 1, 2, 1))
+        cluster.tick(1, 100)
+        assert (raft.role, raft.term, len(cluster.disks[1].pending)) == (Role.CANDIDATE, 1, 1)
+        cluster.sync(1)
+        cluster.tick(1, 5)
+        raft.step(Message(M.VOTE_REPLY, 1, 2, 1))
+        assert (raft.role, raft.term) == (Role.LEADER, 1)
 
 
 def test_a_new_leader_answers_no_read_before_it_has_committed_in_its_term() -> None:
@@ -127,8 +150,10 @@ def test_a_new_leader_answers_no_read_before_it_has_committed_in_its_term() -> N
     cluster.boot(1, Disk([1, 1], HardState(1, 0, 1)))
     raft = cluster.lead(1)
     raft.read_index(7)
-    for round in range(5):
-        raft.step(Message(M.HEARTBEAT_REPLY, 1, 2, 2, context=round))
+    for _ in range(5):
+        cluster.tick(1)
+        for m in cluster.waiting(M.HEARTBEAT):
+            raft.step(Message(M.HEARTBEAT_REPLY, 1, m.to, 2, context=m.context))
         cluster.turn(1)
     assert cluster.reads[1] == {}
 
@@ -280,6 +305,14 @@ def test_a_proposal_that_was_forwarded_and_lost_is_not_sent_twice() -> None:
         cluster.tick(2)
     assert len(sent) == 1
     assert cluster.waiting(M.PROPOSE) == []
+
+
+def test_a_member_confirms_no_round_that_was_not_opened() -> None:
+    """A number from elsewhere would confirm reads that have not arrived yet."""
+    cluster = Cluster()
+    cluster.elect(1)
+    with pytest.raises(AssertionError, match="2 confirms round 1 of 0"):
+        cluster[1].step(Message(M.HEARTBEAT_REPLY, 1, 2, 1, context=1))
 
 
 def test_a_message_for_a_member_that_was_replaced_is_not_taken() -> None:
