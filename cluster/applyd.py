@@ -4,21 +4,10 @@
     raft    ──▶ ┤  a wake-up's reads, one read index    ├─▶ clients   answers, one frame a client
     watch   ──▶ ┘  committed entries, one store batch   └─▶ watch     changes, one message
 
-A *batch* is what one wake-up proposes: an entry of the log, numbered, with this process's incarnation in front. Until
-its outcome is known it stays in `_pending` with the callers that wait for it.
-
 Why an answer is true. A write is answered only from the result of applying its own entry, which is committed, and only
 after the store batch with it is visible here: who was answered and asks again, here, sees it. A linearizable read is
-answered from a state that has applied at least the index which the leader confirmed after the read had arrived. A
-serializable one is answered from what is here, but a process that has just begun shows nothing before one read index
-has been confirmed and applied: what it opens is as old as the last flush, and would take back what was shown before.
-Without a leader that wait ends after FRESH_ELECTIONS, and what is shown is old, but as whole as ever.
-
-Why proposing again is safe. A batch whose fate is unknown (the leader changed, a process or a message got lost) is
-proposed again under its own number. The store applies a number of an origin's incarnation at most once and only in
-rising order (storage.keyspace), so a second copy does nothing. And when a batch of ours with a higher number has been
-applied, a lower one that was not can never be: it gets a new number. So a client is told "perhaps" only when its time
-is up.
+answered from a state that has applied at least the index which the leader confirmed after the read had arrived.
+What a fresh process may show is in cluster/reads.py, and why a batch may be proposed again in cluster/proposals.py.
 
 Why a crash loses nothing. Nothing here is owed to anybody but the store's content, and that is rebuilt from the log:
 after a restart raft sends every entry after the store's applied index, and the store asserts that none is missing.
@@ -28,10 +17,10 @@ Callers of the dead process see their connection break.
 from __future__ import annotations
 
 import sys
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path as FilePath
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import zmq
 from google.protobuf.message import DecodeError
@@ -65,10 +54,12 @@ from cluster.links import ApplyLink, ClientFrame
 from cluster.metrics import ApplyBoard
 from cluster.node import Node
 from cluster.process import Process, exit_for
+from cluster.proposals import AfterSweep, Caller, Proposals
+from cluster.reads import Read, Reads
 from kvorum import errors, wire
 from kvorum import etcd_pb2 as pb
 from kvorum.wire import Kind, Method
-from storage.codec import pack_proposal, unpack_proposal
+from storage.codec import origin_of
 from storage.failpoint import hit
 from storage.keyspace import Keyspace, Result, Scan
 from storage.requests import Limits, Path, admit, cost
@@ -85,46 +76,6 @@ SCANS_PER_TURN = 4
 FRESH_ELECTIONS = 3
 FLUSH_ENTRIES = 20_000
 FLUSH_TICKS = 300
-
-
-class Caller(NamedTuple):
-    """Who waits for an answer, and under which id of theirs."""
-
-    identity: bytes
-    id: int
-    method: int
-
-
-class AfterSweep(Caller):
-    """One who asked for a physical compaction: answered when the sweep is done, not before."""
-
-    __slots__ = ()
-
-
-class Read(NamedTuple):
-    """A linearizable read that hasn't been answered. `born` is the tick it arrived in."""
-
-    caller: Caller
-    payload: bytes
-    born: int
-
-
-class Pending:
-    """A proposed batch whose outcome isn't known."""
-
-    __slots__ = ("attempts", "born", "callers", "data", "number", "sent")
-
-    def __init__(self, number: int, data: bytes, callers: list[Caller], born: int) -> None:
-        self.number, self.data, self.callers, self.born = number, data, callers, born
-        self.sent = 0
-        self.attempts = 0
-
-
-class Round(NamedTuple):
-    """Reads of one wake-up that wait for one read index."""
-
-    reads: list[Read]
-    asked: int
 
 
 class Link(Protocol):
@@ -171,18 +122,10 @@ class Applyd:
         self._ticks = 0
         # This wake-up's harvest.
         self._frames: list[tuple[bytes, list[Caller]]] = []
-        self._reads: list[Read] = []
         self._out: dict[bytes, list[bytes]] = {}
         # What is under way.
-        self._number = 0
-        self._pending: OrderedDict[int, Pending] = OrderedDict()
-        self._pending_bytes = 0
-        self._context = 0
-        self._rounds: dict[int, Round] = {}  # asked of raft
-        self._ripe: deque[tuple[int, Round]] = deque()  # index known, not applied that far yet
-        self._fresh = True  # this process has not caught up yet with what was shown before it
-        self._early: list[Read] = []  # serializable reads that wait for that
-        self._reading = 0
+        self._proposals = Proposals(node.member_id, epoch, self._to_leader, election_ticks)
+        self._reads = Reads()
         self._scans: deque[tuple[Caller, Scan]] = deque()
         self._sweeping = True
         self._unreported = 0  # bytes applied since raft was last told
@@ -236,11 +179,11 @@ class Applyd:
             case Status():
                 self._status_changed(item)
             case ReadReady(session, context, index):
-                if session == self._session and (ready := self._rounds.pop(context, None)) is not None:
-                    self._ripe.append((index, ready))
+                if session == self._session:
+                    self._reads.ready(context, index)
             case ReadFailed(session, context):
-                if session == self._session and (failed := self._rounds.pop(context, None)) is not None:
-                    self._reads[:0] = failed.reads
+                if session == self._session:
+                    self._reads.failed(context)
             case Rejected(session, number, reason):
                 if session == self._session:
                     self._rejected(number, reason)
@@ -268,42 +211,30 @@ class Applyd:
             return  # the answer to an older asking: its entries begin where this store was then. Raft will fence us
         self._session = session
         self._status = Status(session, 0, 0, 0)
-        self._reads[:0] = [read for asked in self._rounds.values() for read in asked.reads]
-        self._rounds.clear()
+        self._reads.ask_again()
 
     def _status_changed(self, status: Status) -> None:
         if status.session != self._session:
             return
         before, self._status = self._status, status
         if status.leader and (status.leader != before.leader or status.term != before.term):
-            for pending in self._pending.values():
-                self._send(pending)
+            self._proposals.resend(self._ticks, all=True)
 
     def _rejected(self, number: int, reason: str) -> None:
-        pending = self._pending.get(number)
-        if pending is None:
-            return
         refusal = {"no space": errors.NoSpace, "too many requests": errors.TooManyRequests}.get(reason)
-        if refusal is not None and pending.attempts == 1:  # certainly not in the log: this was its only attempt
-            self._forget(pending)
-            for caller in pending.callers:
-                self._fail(caller, refusal())
-        elif pending.attempts == 1:
-            pending.attempts = 0  # as if never sent: the next leader gets it
-            pending.sent = self._ticks
+        for caller in self._proposals.rejected(number, self._ticks, final=refusal is not None):
+            self._fail(caller, (refusal or errors.NoLeader)())
 
-    def _send(self, pending: Pending) -> None:
+    def _to_leader(self, number: int, data: bytes) -> bool:
         if not self._session or not self._status.leader:
-            return
-        pending.attempts += 1
-        pending.sent = self._ticks
-        self.link.to_raft(Propose(self._session, pending.number, pending.data))
+            return False
+        self.link.to_raft(Propose(self._session, number, data))
+        return True
 
     # ---- committed entries
 
     def _apply(self, committed: list[Committed]) -> None:
         """Entries onto the store in one batch, then the answers of our own and the changes for watchers."""
-        me, epoch = self.node.member_id, self.epoch
         turn = self.keyspace.begin()
         own: list[tuple[int, list[Result]]] = []
         for message in committed:
@@ -311,40 +242,25 @@ class Applyd:
                 continue
             for entry in message.entries:
                 outcome = turn.apply(entry.index, entry.term, entry.data)
-                if entry.data and not outcome.skipped:
-                    origin, incarnation, number, _ = unpack_proposal(entry.data)
-                    if origin == me and incarnation == epoch:
-                        own.append((number, outcome.results))
+                origin, incarnation, number = origin_of(entry.data)
+                if self._proposals.is_own(origin, incarnation) and not outcome.skipped:
+                    own.append((number, outcome.results))
         hit("applyBeforeCommit")
         compacted = self.keyspace.compacted
         changes = turn.commit()
         hit("applyAfterCommit")
         self._sweeping |= self.keyspace.compacted != compacted
         for number, results in own:
-            self._settle(number, results)
+            callers = self._proposals.settle(number, self._ticks)
+            for caller, result in zip(callers, results, strict=bool(callers)):
+                if result.status == 0 and isinstance(caller, AfterSweep):
+                    self._physical.append((caller, result.revision))
+                else:
+                    self._reply(caller, result)
         self.feed.changed(changes)
         self._unreported += sum(len(entry.data) for message in committed for entry in message.entries)
         if self._unreported > REPORT_BYTES and self._session:
             self._report()
-
-    def _settle(self, number: int, results: list[Result]) -> None:
-        """Batch `number` was applied. Those before it that were not never will be under theirs: see the module."""
-        while self._pending:
-            first = next(iter(self._pending))
-            if first >= number:
-                break
-            passed = self._pending[first]
-            self._forget(passed)
-            self._enqueue(passed.data[24:], passed.callers, passed.born)
-        pending = self._pending.get(number)
-        if pending is None:
-            return  # its callers were told "perhaps" when their time was up
-        self._forget(pending)
-        for caller, result in zip(pending.callers, results, strict=True):
-            if result.status == 0 and isinstance(caller, AfterSweep):
-                self._physical.append((caller, result.revision))
-            else:
-                self._reply(caller, result)
 
     def _report(self) -> None:
         """Make room in raft's window, and give a sign of life. Not for every batch: it would wake raft each time."""
@@ -396,18 +312,17 @@ class Applyd:
         if path is Path.WRITE:
             self._guard(method, payload)
             return True
-        if path is Path.SERIALIZABLE and not self._fresh:
+        serializable = path is Path.SERIALIZABLE
+        if serializable and not self._reads.fresh:
             self._read(caller, payload)
+        elif self._reads.waiting >= READS_MAX:
+            raise errors.TooManyRequests
         else:
-            if self._reading >= READS_MAX:
-                raise errors.TooManyRequests
-            self._reading += 1
-            reads = self._early if path is Path.SERIALIZABLE else self._reads
-            reads.append(Read(caller, payload, self._ticks))
+            self._reads.add(Read(caller, payload, self._ticks), serializable=serializable)
         return False
 
     def _guard(self, method: int, payload: bytes) -> None:
-        if self._pending_bytes > PENDING_BYTES_MAX:
+        if self._proposals.bytes > PENDING_BYTES_MAX:
             raise errors.TooManyRequests
         if self._status.commit - self.keyspace.applied[0] > BACKLOG_ENTRIES_MAX:
             raise errors.TooManyRequests
@@ -427,58 +342,29 @@ class Applyd:
         size = 0
         for frame, its in self._frames:
             if size and size + len(frame) > ENTRY_BYTES:
-                self._enqueue(b"".join(parts), callers, self._ticks)
+                self._proposals.add(b"".join(parts), callers, self._ticks)
                 parts, callers, size = [], [], 0
             parts.append(frame)
             callers += its
             size += len(frame)
         if parts:
-            self._enqueue(b"".join(parts), callers, self._ticks)
+            self._proposals.add(b"".join(parts), callers, self._ticks)
         self._frames.clear()
-
-    def _enqueue(self, batch: bytes, callers: list[Caller], born: int) -> None:
-        self._number += 1
-        data = pack_proposal(self.node.member_id, self.epoch, self._number, batch)
-        pending = Pending(self._number, data, callers, born)
-        self._pending[pending.number] = pending
-        self._pending_bytes += len(data)
-        self._send(pending)
-
-    def _forget(self, pending: Pending) -> None:
-        del self._pending[pending.number]
-        self._pending_bytes -= len(pending.data)
 
     # ---- reads
 
     def _ask_reads(self) -> None:
         """One read index for all linearizable reads of this wake-up; without a leader they wait for one."""
-        catching_up = self._fresh and not self._rounds and not self._ripe
-        if (self._reads or catching_up) and self._session and self._status.leader:
-            self._context += 1
-            self._rounds[self._context] = Round(self._reads, self._ticks)
-            self._reads = []
-            self.link.to_raft(ReadIndex(self._session, self._context))
+        if self._session and self._status.leader:
+            context = self._reads.ask(self._ticks)
+            if context is not None:
+                self.link.to_raft(ReadIndex(self._session, context))
 
     def _answer_ripe(self) -> None:
-        applied = self.keyspace.applied[0]
-        waiting: deque[tuple[int, Round]] = deque()
-        for index, ready in self._ripe:
-            if index > applied:
-                waiting.append((index, ready))
-                continue
-            self._reading -= len(ready.reads)
-            for read in ready.reads:
-                self._read(read.caller, read.payload)
-            if self._fresh:
-                self._caught_up()
-        self._ripe = waiting
-
-    def _caught_up(self) -> None:
-        self._fresh = False
-        self._reading -= len(self._early)
-        for read in self._early:
-            self._read(read.caller, read.payload)
-        self._early.clear()
+        for caller, payload, _ in self._reads.take_ripe(self.keyspace.applied[0]):
+            self._read(caller, payload)
+        if not self._reads.fresh:
+            self.feed.caught_up(self._status.term)
 
     def _read(self, caller: Caller, payload: bytes) -> None:
         """Answer from the store as it is, at once or, if it takes long, slice by slice."""
@@ -532,8 +418,7 @@ class Applyd:
 
     def _member_list(self, caller: Caller, payload: bytes) -> None:
         if _parse(pb.MemberListRequest, payload).linearizable:
-            self._reading += 1
-            self._reads.append(Read(caller, payload, self._ticks))
+            self._reads.add(Read(caller, payload, self._ticks))
         else:
             self._reply_members(caller)
 
@@ -563,9 +448,9 @@ class Applyd:
             self._attach()
         self.node.store_bytes = self.keyspace.engine.size_bytes()
         self._expire()
-        self._resend()
-        if self._fresh and self._ticks > FRESH_ELECTIONS * self._election_ticks:
-            self._caught_up()
+        self._proposals.resend(self._ticks, all=False)
+        if self._ticks > FRESH_ELECTIONS * self._election_ticks:
+            self._reads.begin_anyway()
         self._publish()
         self._flush()
         self.feed.tick(self._status.term)
@@ -573,27 +458,15 @@ class Applyd:
     def _expire(self) -> None:
         """Tell those whose time is up what is known of their request."""
         limit = self._ticks - self._timeout_ticks
-        while self._pending:
-            oldest = next(iter(self._pending.values()))
-            if oldest.born > limit:
-                break
-            self._forget(oldest)
-            error = errors.TimedOut if oldest.attempts else errors.NoLeader  # never sent is never done
-            for caller in oldest.callers:
+        for pending in self._proposals.expire(limit):
+            error = errors.TimedOut if pending.attempts else errors.NoLeader  # never sent is never done
+            for caller in pending.callers:
                 self._fail(caller, error())
-        for context, asked in list(self._rounds.items()):
-            if asked.asked <= self._ticks - self._election_ticks:  # lost on the way: ask anew, under a new context
-                self._reads[:0] = self._rounds.pop(context).reads
-        self._reads = [read for read in self._reads if not self._outlived(read, limit)]
+        self._reads.ask_again(self._ticks - self._election_ticks)
+        for read in self._reads.expire(limit):
+            self.board.slow_read_indexes.add()
+            self._fail(read.caller, errors.TimedOut() if self._status.leader else errors.NoLeader())
         self._moves = [move for move in self._moves if not self._moved(*move)]
-
-    def _outlived(self, read: Read, limit: int) -> bool:
-        if read.born > limit:
-            return False
-        self._reading -= 1
-        self.board.slow_read_indexes.add()
-        self._fail(read.caller, errors.TimedOut() if self._status.leader else errors.NoLeader())
-        return True
 
     def _moved(self, caller: Caller, target: int, born: int) -> bool:
         if self._status.leader == target:
@@ -605,13 +478,6 @@ class Applyd:
             return False
         return True
 
-    def _resend(self) -> None:
-        """What has had no answer for long may have been lost between two nodes; a second copy does no harm."""
-        for pending in self._pending.values():
-            if self._ticks - pending.sent < self._election_ticks << min(pending.attempts, 6):
-                break
-            self._send(pending)
-
     def _publish(self) -> None:
         """Let the cluster know how clients reach this member, whenever what it knows is not so."""
         if not self._status.leader or self._ticks - self._published_at < self._election_ticks:
@@ -620,7 +486,7 @@ class Applyd:
             self._published_at = self._ticks
             payload = self.node.publication.SerializeToString()
             nobody = Caller(b"", 0, Method.MEMBER_PUBLISH)
-            self._enqueue(wire.encode(Method.MEMBER_PUBLISH, Kind.CALL, 0, 0, payload), [nobody], self._ticks)
+            self._proposals.add(wire.encode(Method.MEMBER_PUBLISH, Kind.CALL, 0, 0, payload), [nobody], self._ticks)
 
     def _flush(self) -> None:
         index = self.keyspace.applied[0]

@@ -37,6 +37,7 @@ class Feed:
         self._keyspace, self._send = keyspace, send
         self._session = first_session
         self._open = False
+        self._fresh = True
         self._epoch = 0
         self._sequence = 0
         self._unread: deque[tuple[int, int]] = deque()  # (sequence, bytes)
@@ -63,7 +64,14 @@ class Feed:
         self._sequence = 0
         self._unread.clear()
         self._unread_bytes = 0
-        self._send(WatchAttached(self._session, self._keyspace.revision, self._keyspace.compacted, term))
+        keyspace = self._keyspace
+        self._send(WatchAttached(self._session, keyspace.revision, keyspace.compacted, term, self._fresh))
+
+    def caught_up(self, term: int) -> None:
+        """The store is as new as anything that this node has ever shown."""
+        if self._fresh:
+            self._fresh = False
+            self.tick(term)
 
     def changed(self, changes: Sequence[Change]) -> None:
         """All changes of a committed store batch, in order."""
@@ -82,7 +90,8 @@ class Feed:
     def tick(self, term: int) -> None:
         if self._open:
             keyspace = self._keyspace
-            self._send(Progress(self._session, self._sequence, keyspace.revision, keyspace.compacted, term))
+            state = (keyspace.revision, keyspace.compacted, term, self._fresh)
+            self._send(Progress(self._session, self._sequence, *state))
 
     def _history(self, request: HistoryRequest) -> History:
         keyspace, first = self._keyspace, request.first

@@ -153,12 +153,16 @@ class HistoryRequest(NamedTuple):
 
 
 class WatchAttached(NamedTuple):
-    """Changes after `revision` will follow; what was before is history."""
+    """Changes after `revision` will follow; what was before is history.
+
+    `fresh` 1: this store may still be older than what this node has shown before. "From now on" is not known yet.
+    """
 
     session: int
     revision: int
     compacted: int
     term: int
+    fresh: int
 
 
 class WatchLost(NamedTuple):
@@ -184,6 +188,7 @@ class Progress(NamedTuple):
     revision: int
     compacted: int
     term: int
+    fresh: int
 
 
 class History(NamedTuple):
@@ -218,9 +223,9 @@ _PLAIN: dict[int, tuple[type, struct.Struct]] = {
     21: (WatchAck, struct.Struct("<QQ")),
     23: (WatchDetach, struct.Struct("<Q")),
     22: (HistoryRequest, struct.Struct("<QQqQ")),
-    30: (WatchAttached, struct.Struct("<QqqQ")),
+    30: (WatchAttached, struct.Struct("<QqqQB")),
     31: (WatchLost, struct.Struct("<Q")),
-    33: (Progress, struct.Struct("<QQqqQ")),
+    33: (Progress, struct.Struct("<QQqqQB")),
 }
 _PLAIN_BY_TYPE = {cls: (bytes([tag]), layout) for tag, (cls, layout) in _PLAIN.items()}
 _PROPOSE, _COMMITTED, _REJECTED, _CHANGES, _HISTORY = 2, 12, 16, 32, 34

@@ -175,7 +175,8 @@ class Watchd:
         self._request = 0
         self._requested = False
         self._attaching = False
-        self._held: list[tuple[Stream, bytes]] = []  # requests that wait for a session
+        self._fresh = True  # apply doesn't know yet what "from now on" means
+        self._held: list[tuple[Stream, bytes]] = []  # requests that wait for a session that knows
         self._idle_ticks = 0
         self._ticks = 0
 
@@ -193,8 +194,8 @@ class Watchd:
                 case Progress():
                     if item.session == self._session:
                         self._progress(item)
-                case WatchAttached(session, revision, compacted, term):
-                    self._attached(session, revision, compacted, term)
+                case WatchAttached():
+                    self._attached(item)
                 case WatchLost(session):
                     if session == self._session:
                         self._lost()
@@ -206,14 +207,20 @@ class Watchd:
 
     # ---- the conversation with apply
 
-    def _attached(self, session: int, revision: int, compacted: int, term: int) -> None:
-        """Changes after `revision` will come. What watchers lack up to there is history."""
-        self._session, self._sequence, self._attaching = session, 0, False
-        self._head, self._compacted, self._term = revision, compacted, term
+    def _attached(self, item: WatchAttached) -> None:
+        """Changes after its revision will come. What watchers lack up to there is history."""
+        self._session, self._sequence, self._attaching = item.session, 0, False
+        self._head, self._compacted, self._term = item.revision, item.compacted, item.term
+        self._fresh = bool(item.fresh)
         self._requested = False
         for stream in self._streams.values():
             for watcher in stream.watchers.values():
                 self._place(watcher)
+        self._take_held()
+
+    def _take_held(self) -> None:
+        if self._fresh:
+            return
         held, self._held = self._held, []
         for stream, payload in held:
             if self._streams.get(stream.key) is stream:
@@ -257,7 +264,8 @@ class Watchd:
                     self._bring(watcher, seen, revision)
 
     def _progress(self, item: Progress) -> None:
-        self._compacted, self._term = item.compacted, item.term
+        self._compacted, self._term, self._fresh = item.compacted, item.term, bool(item.fresh)
+        self._take_held()
         if item.sequence != self._sequence:
             self._lost()
 
@@ -422,11 +430,11 @@ class Watchd:
                 raise errors.Unimplemented(f"kvorum: a record of kind {record.kind} is not of a stream")
 
     def _request_of(self, stream: Stream, payload: bytes) -> None:
-        if not self._session:
+        if not self._session or self._fresh:
             if len(self._held) >= HELD_MAX:
                 raise errors.TooManyRequests
             self._held.append((stream, payload))
-            if not self._attaching:
+            if not self._session and not self._attaching:
                 self._attach()
             return
         try:

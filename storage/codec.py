@@ -259,6 +259,7 @@ def unpack_origin(data: bytes) -> tuple[int, int]:
 # ---- log entries
 
 _PROPOSAL = struct.Struct("<QQQ")
+PROPOSAL_HEAD = _PROPOSAL.size
 
 
 class Proposal(NamedTuple):
@@ -271,6 +272,11 @@ class Proposal(NamedTuple):
 def pack_proposal(origin: int, incarnation: int, number: int, batch: bytes) -> bytes:
     """The data of a log entry. `number` rises with every batch that this incarnation of `origin` proposes."""
     return _PROPOSAL.pack(origin, incarnation, number) + batch
+
+
+def origin_of(data: bytes) -> tuple[int, int, int]:
+    """Whose entry this is: (origin, incarnation, number); (0, 0, 0) if it says nothing."""
+    return _PROPOSAL.unpack_from(data) if len(data) >= PROPOSAL_HEAD else (0, 0, 0)
 
 
 def unpack_proposal(data: bytes) -> Proposal:

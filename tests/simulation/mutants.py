@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from cluster.applyd import Applyd, Caller, Pending, Round
+from cluster.applyd import Applyd
 from cluster.internal import Committed
+from cluster.proposals import Caller, Pending, Proposals
 from cluster.raft.core import Append, Raft
 from cluster.raft.leadership import Leadership
 from cluster.raft.log import Log
@@ -170,8 +172,9 @@ class TakesEveryAnswerToItsAttach(Applyd):
 class AnswersBeforeTheCommit(Applyd):
     """A put is answered as soon as it is proposed."""
 
-    def _enqueue(self, batch: bytes, callers: list[Caller], born: int) -> None:
-        super()._enqueue(batch, callers, born)
+    def _propose(self) -> None:
+        callers = [caller for _, its in self._frames for caller in its]
+        super()._propose()
         for caller in callers:
             if caller.method == wire.Method.PUT:
                 self._reply(caller, Result(0, self.keyspace.revision + 1, b""))
@@ -181,17 +184,19 @@ class ReadsWithoutAsking(Applyd):
     """A linearizable read is answered from whatever is here."""
 
     def _ask_reads(self) -> None:
-        if self._reads:
-            self._ripe.append((0, Round(self._reads, self._ticks)))
-            self._reads = []
+        reads = self._reads
+        if reads._arrived:
+            reads._ripe.append((0, reads._arrived))
+            reads._arrived = []
 
 
 class AnswersReadsTooEarly(Applyd):
     """Asks how far it must have applied, and doesn't wait until it has."""
 
     def _answer_ripe(self) -> None:
-        for at, (_, ready) in enumerate(self._ripe):
-            self._ripe[at] = (0, ready)
+        ripe = self._reads._ripe
+        for at, (_, reads) in enumerate(ripe):
+            ripe[at] = (0, reads)
         super()._answer_ripe()
 
 
@@ -199,9 +204,10 @@ class JoinsARunningRound(Applyd):
     """A read that arrives while a read index is under way is answered with that one, which is from before it."""
 
     def _ask_reads(self) -> None:
-        if self._rounds and self._reads:
-            next(iter(self._rounds.values())).reads.extend(self._reads)
-            self._reads = []
+        reads = self._reads
+        if reads._asked and reads._arrived:
+            next(iter(reads._asked.values())).reads.extend(reads._arrived)
+            reads._arrived = []
         super()._ask_reads()
 
 
@@ -209,7 +215,7 @@ class RefusesWhatItSent(Applyd):
     """Tells callers "not done" when their time is up, whatever may become of the proposal."""
 
     def _expire(self) -> None:
-        for pending in self._pending.values():
+        for pending in self._proposals._pending.values():
             pending.attempts = 0
         super()._expire()
 
@@ -218,32 +224,42 @@ class TakesEveryNoForFinal(Applyd):
     """Believes the refusal of one attempt although another is under way."""
 
     def _rejected(self, number: int, reason: str) -> None:
-        pending = self._pending.get(number)
+        pending = self._proposals._pending.get(number)
         if pending is not None:
-            self._forget(pending)
+            self._proposals._forget(pending)
             for caller in pending.callers:
                 self._fail(caller, errors.TooManyRequests())
+
+
+class _Rotating(Proposals):
+    def settle(self, number: int, now: int) -> list[Caller]:
+        callers = super().settle(number, now)
+        return callers[1:] + callers[:1] if len({caller.method for caller in callers}) == 1 else callers
 
 
 class MixesUpAnswers(Applyd):
     """In a batch of several, each caller hears what the next one should (RELIABILITY T5)."""
 
-    def _settle(self, number: int, results: list[Result]) -> None:
-        pending = self._pending.get(number)
-        if pending is not None and len({caller.method for caller in pending.callers}) == 1:
-            results = results[1:] + results[:1]
-        super()._settle(number, results)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._proposals.__class__ = _Rotating
+
+
+class _Renumbering(Proposals):
+    def _send(self, pending: Pending, now: int) -> None:
+        if pending.attempts:
+            self._number += 1
+            origin, incarnation, _, batch = codec.unpack_proposal(pending.data)
+            pending.data = codec.pack_proposal(origin, incarnation, self._number, batch)
+        super()._send(pending, now)
 
 
 class ProposesAnewUnderANewNumber(Applyd):
     """A batch whose fate is unknown goes into the log a second time as a new one."""
 
-    def _send(self, pending: Pending) -> None:
-        if pending.attempts:
-            self._number += 1
-            origin, incarnation, _, batch = codec.unpack_proposal(pending.data)
-            pending.data = codec.pack_proposal(origin, incarnation, self._number, batch)
-        super()._send(pending)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._proposals.__class__ = _Renumbering
 
 
 class TellsTheRevisionOfNow(Applyd):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from storage.keyspace import Change
 
 from cluster import internal
 from cluster.internal import (
@@ -33,9 +32,11 @@ from cluster.internal import (
     WatchLost,
 )
 from storage.entry import Entry
+from storage.keyspace import Change
 
 u64 = st.integers(0, 2**64 - 1)
 i64 = st.integers(-(2**63), 2**63 - 1)
+bit = st.integers(0, 1)
 blob = st.binary(max_size=40)
 entries = st.lists(st.builds(Entry, u64, u64, st.integers(0, 2**32 - 1), blob), max_size=4)
 changes = st.lists(st.builds(Change, i64, blob, blob), max_size=4)
@@ -56,10 +57,10 @@ messages = st.one_of(
     st.builds(WatchAck, u64, u64),
     st.builds(WatchDetach, u64),
     st.builds(HistoryRequest, u64, u64, i64, u64),
-    st.builds(WatchAttached, u64, i64, i64, u64),
+    st.builds(WatchAttached, u64, i64, i64, u64, bit),
     st.builds(WatchLost, u64),
     st.builds(Changes, u64, u64, i64, changes),
-    st.builds(Progress, u64, u64, i64, i64, u64),
+    st.builds(Progress, u64, u64, i64, i64, u64, bit),
     st.builds(History, u64, u64, i64, i64, i64, changes),
 )
 

@@ -53,11 +53,13 @@ class Link:
 class World:
     """One node's store, feed and watch process, joined by two queues; and the clients' connections."""
 
-    def __init__(self, response_bytes_max: int = 1 << 20) -> None:
+    def __init__(self, response_bytes_max: int = 1 << 20, caught_up: bool = True) -> None:
         self.keyspace = Keyspace(MemoryEngine())
         self.to_watch: deque[object] = deque()
         self.to_apply: deque[Message] = deque()
         self.feed = Feed(self.keyspace, self.to_watch.append, first_session=0)
+        if caught_up:
+            self.feed.caught_up(1)
         self.response_bytes_max = response_bytes_max
         self.stalled: set[bytes] = set()
         self.gone: set[bytes] = set()
@@ -311,6 +313,21 @@ def test_while_nobody_watches_nothing_is_sent_and_the_next_watcher_misses_nothin
     world.put(b"k", b"seen")
     world.settle()
     assert [e.kv.value for r in world.responses(b"d") for e in r.events] == [b"unseen", b"seen"]
+
+
+def test_a_watch_from_now_on_waits_until_apply_knows_what_now_is() -> None:
+    """A store that was just opened is as old as its last flush: what it replays was shown before."""
+    world = World(caught_up=False)
+    world.watch(b"c", key=b"k")
+    world.put(b"k", b"replayed")
+    world.settle()
+    assert not world.responses(b"c")
+    world.feed.caught_up(1)
+    world.put(b"k", b"new")
+    world.settle()
+    created, event = world.responses(b"c")
+    assert created.header.revision == 2
+    assert [e.kv.value for e in event.events] == [b"new"]
 
 
 class Client:
