@@ -61,6 +61,11 @@ MARK = "TESTS_OF_KVORUM"
 os.environ[MARK] = str(os.getpid())  # inherited by whatever is started from here, even if its parent dies
 
 
+def environment(**more: str) -> dict[str, str]:
+    """For a process under test: ours without the settings that whoever runs the tests may have for other nodes."""
+    return {name: text for name, text in os.environ.items() if not name.startswith("KVORUM_")} | more
+
+
 def _ours() -> dict[int, int]:
     """The living processes that were started from this one, directly or not, with their parents."""
     found: dict[int, int] = {}

@@ -35,6 +35,7 @@ from cluster import local
 from kvorum import wire
 from kvorum.errors import from_wire
 from tests.conftest import OUTLIVING, PortBlock
+from tests.conftest import environment as clean_environment
 
 ROOT = Path(__file__).parents[2]
 PROCESSES = ("supervisor", "raft", "apply", "watch")
@@ -152,7 +153,7 @@ class Cluster:
         with open(self.directory / f"{self.places[node].name}.log", "ab") as log:
             self._processes[node] = process = subprocess.Popen(
                 [sys.executable, "-m", "cluster.cli", *arguments],
-                env={**os.environ, "XDG_RUNTIME_DIR": self._runtime, **self.environment, **environment},
+                env=clean_environment(XDG_RUNTIME_DIR=self._runtime, **{**self.environment, **environment}),
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -22,6 +22,7 @@ from cluster.settings import ConfigError
 from kvorum import etcd_pb2 as pb
 from kvorum import wire
 from tests.conftest import PortBlock
+from tests.conftest import environment as clean_environment
 from tests.system.cluster import PROCESSES, ROOT, Cluster, alive, eventually
 
 COMMAND = [sys.executable, "-m", "cluster.cli"]
@@ -29,7 +30,12 @@ COMMAND = [sys.executable, "-m", "cluster.cli"]
 
 def kvorum(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*COMMAND, *arguments], env={**os.environ, **environment}, cwd=ROOT, capture_output=True, text=True, check=False
+        [*COMMAND, *arguments],
+        env=clean_environment(**environment),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -92,7 +98,7 @@ class Local:
         self.process = subprocess.Popen(
             [*COMMAND, "local", f"--nodes={nodes}", f"--data-dir={self.data}", f"--base-port={port}",
              "--heartbeat-interval=50", "--election-timeout=500"],
-            env={**os.environ, "XDG_RUNTIME_DIR": self.runtime}, cwd=ROOT,
+            env=clean_environment(XDG_RUNTIME_DIR=self.runtime), cwd=ROOT,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 

@@ -22,6 +22,7 @@ import pytest
 
 from cluster.exits import Exit
 from tests.conftest import PortBlock
+from tests.conftest import environment as clean_environment
 
 ROOT = Path(__file__).parents[2]
 CHILDREN = ("raft", "apply", "watch")
@@ -63,7 +64,7 @@ class Node:
         arguments = [f"--listen-{name}=http://127.0.0.1:{self.port + step}" for name, step in urls.items()]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.fakes.node", f"--data-dir={self.data}", *arguments, *flags],
-            env={**os.environ, "XDG_RUNTIME_DIR": self.runtime, **environment},
+            env=clean_environment(XDG_RUNTIME_DIR=self.runtime, **environment),
             cwd=ROOT,
             stderr=subprocess.PIPE,
             text=True,
@@ -211,7 +212,7 @@ def test_when_the_supervisor_is_killed_its_children_die_with_it(node: Node) -> N
 def test_a_child_whose_parent_is_gone_before_it_could_ask_ends_itself(tmp_path: Path) -> None:
     """child.py: the first of the two holes in what the kernel offers."""
     script = "from cluster.child import die_with_parent; die_with_parent(); print('still here')"
-    environment = {**os.environ, "KVORUM_PARENT": "1"}
+    environment = clean_environment(KVORUM_PARENT="1")
     if os.getppid() == 1:
         pytest.skip("run by process 1 itself")
     done = subprocess.run(
@@ -253,7 +254,7 @@ def test_a_directory_in_use_is_refused(node: Node) -> None:
     node.start()
     second = subprocess.run(
         [sys.executable, "-m", "cluster.cli", "node", f"--data-dir={node.data}"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
+        env=clean_environment(), cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert second.returncode == Exit.USAGE
     assert f"{node.data} is in use by another process" in second.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PortBlock
+from tests.conftest import PortBlock, environment
 from tests.system.cluster import ROOT, alive, eventually
 
 Up = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -27,7 +26,7 @@ def up(tmp_path: Path) -> Iterator[Up]:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, str(tmp_path / "ops/up.py"), *arguments],
-            env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False, timeout=120,
+            env=environment(PYTHONPATH=str(ROOT)), capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip
 
     yield run

@@ -16,6 +16,7 @@ from cluster.datadir import DataDir, Refused
 from cluster.exits import Exit
 from cluster.rundir import RunDir
 from storage import failpoint
+from tests.conftest import environment
 
 
 def config(path: Path, **settings: str) -> NodeConfig:
@@ -135,10 +136,10 @@ def test_a_crash_in_the_middle_of_an_epoch_never_gives_it_out_twice(tmp_path: Pa
     )
     given: list[int] = []
     for hits in (2, 1, 4, 3):  # the first is the zero that a new directory starts with
-        environment = {**os.environ, "KVORUM_FAILPOINT": f"datadir.epoch.{where}:{hits}*panic"}
+        crashing = environment(KVORUM_FAILPOINT=f"datadir.epoch.{where}:{hits}*panic")
         done = subprocess.run(
             [sys.executable, "-c", script, str(tmp_path / "data")],
-            env=environment, stdout=subprocess.PIPE, check=False, text=True, cwd=Path(__file__).parents[2],
+            env=crashing, stdout=subprocess.PIPE, check=False, text=True, cwd=Path(__file__).parents[2],
         )  # fmt: skip
         assert done.returncode == -9
         given += [int(line) for line in done.stdout.split()]
