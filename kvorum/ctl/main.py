@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         return _run(args)
-    except (KeyboardInterrupt, click.Abort):
+    except KeyboardInterrupt:
         return 130  # as a shell says of a program that SIGINT has ended
     except BrokenPipeError:  # nobody reads any more: `kvorumctl watch | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: list[str]) -> int:
     try:
-        done = cli.main(args, prog_name="kvorumctl", standalone_mode=False)
+        with cli.make_context("kvorumctl", args) as context:
+            cli.invoke(context)
         sys.stdout.flush()
     except Failure as failure:
         return _say(failure.code, failure.text)
@@ -76,7 +77,7 @@ def _run(args: list[str]) -> int:
         return _say(Exit.ERROR, f"{error.format_message()}\nRun '{where} --help' for usage.")
     except errors.KvorumError as error:
         return _say(Exit.ERROR, _knowledge(error, args))
-    return done if isinstance(done, int) else Exit.OK
+    return Exit.OK
 
 
 def _knowledge(error: errors.KvorumError, args: Sequence[str]) -> str:

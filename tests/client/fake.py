@@ -77,6 +77,8 @@ class Store:
             shown = shown[::-1]
         if request.count_only:
             shown = []
+        if request.keys_only:
+            shown = [pb.KeyValue(key=kv.key, mod_revision=kv.mod_revision) for kv in shown]
         return pb.RangeResponse(header=self.header(), kvs=shown, count=len(kvs), more=0 < request.limit < len(kvs))
 
     def _delete(self, request: pb.DeleteRangeRequest) -> pb.DeleteRangeResponse:
