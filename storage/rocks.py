@@ -73,7 +73,7 @@ def _options() -> Options:
     options.set_max_open_files(OPEN_FILES_MAX)
     options.set_max_background_jobs(2)
     options.set_level_compaction_dynamic_level_bytes(True)
-    # Every flush covers the whole range of keys, so every compaction of level 0 rewrites all of level 1: keep that small.
+    # Every flush covers the whole range of keys, so compacting level 0 rewrites all of level 1: keep that small.
     options.set_max_bytes_for_level_base(64 << 20)
     options.set_compression_type(DBCompressionType.lz4())
     options.set_bytes_per_sync(1 << 20)  # spread the writing of a large file, so that its sync does not stall the log's

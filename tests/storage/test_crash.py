@@ -64,8 +64,9 @@ def child(path: str) -> None:
             print(told, flush=True)
 
 
-def killed(path: Path, after_seconds: float) -> int:
-    """Let a child write for a while and kill it. Returns the newest index that it called durable."""
+def killed(path: Path, after_seconds: float, *, opening: bool = False) -> int:
+    """Let a child write for a while, or perhaps only open the store, and kill it. Returns the newest index that it
+    called durable."""
     running = subprocess.Popen(
         [sys.executable, "-m", "tests.storage.test_crash", str(path)],
         stdout=subprocess.PIPE,
@@ -75,7 +76,7 @@ def killed(path: Path, after_seconds: float) -> int:
     assert running.stdout is not None
     with running.stdout:
         try:
-            assert running.stdout.readline() == "0\n"
+            assert opening or running.stdout.readline() == "0\n"
             time.sleep(after_seconds)  # a real process: it runs by the clock
         finally:
             running.send_signal(signal.SIGKILL)
@@ -130,6 +131,8 @@ def cycles(path: Path, count: int, seed: int) -> list[int]:
     expected = Keyspace(MemoryEngine())
     found = []
     for _ in range(count):
+        if dice.random() < 0.3:
+            killed(path, dice.uniform(0.1, 0.5), opening=True)
         durable = killed(path, dice.uniform(0.0, 0.4))
         found.append(check(path, expected, durable))
     return found
