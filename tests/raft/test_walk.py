@@ -94,20 +94,8 @@ class ReadsWithoutAsking(Raft):
         super()._confirm_reads(leading)
 
 
-SLOW_DISKS = {
-    "nodes": 3,
-    "arrive": 80,
-    "sync": 4,
-    "tick": 10,
-    "propose": 3,
-    "read": 0,
-    "settle": 0,
-    "move": 6,
-    "crash": 1,
-    "part": 1,
-    "lost": 0,
-    "late": 0,
-}
+SLOW_DISKS = {"nodes": 3, "arrive": 80, "sync": 4, "propose": 3, "move": 6, "crash": 1, "part": 1}
+SLOW_DISKS |= dict.fromkeys(("read", "settle", "lost", "late"), 0)
 
 
 @pytest.mark.parametrize(
