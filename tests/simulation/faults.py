@@ -220,9 +220,12 @@ class Faults:
 
     def _transfer(self) -> None:
         """Somebody asks for another leader."""
-        request = pb.MoveLeaderRequest(targetID=self.world.rng.choice(list(self.nodes)))
+        self.move_leader(self._leader().id, self.world.rng.choice(list(self.nodes)))
+
+    def move_leader(self, member: int, target: int) -> None:
+        request = pb.MoveLeaderRequest(targetID=target)
         frame = wire.encode(Method.MOVE_LEADER, Kind.CALL, 0, 1 << 60, request.SerializeToString())
-        self.hub.to_member(self._leader().id, b"admin", frame)
+        self.hub.to_member(member, b"admin", frame)
 
     def elected(self, node: Node) -> None:
         """Trouble in the moment when a leader has something in its log that nobody else has."""

@@ -313,6 +313,11 @@ class Node:
         self.strike: dict[str, int] = {}
         """Failpoints that are armed: how many hits are still left before it strikes."""
 
+    @property
+    def term(self) -> int:
+        """The term that its raft process is in; 0 while that is dead."""
+        return self.raftd.core.term if self.raftd is not None else 0
+
     # ---- starting
 
     def start_raft(self) -> None:

@@ -23,8 +23,9 @@ import cluster.raftd
 import storage.compaction
 import storage.reads
 from cluster.config import NodeConfig, resolve
+from cluster.raft.core import Role
+from kvorum import errors, wire
 from kvorum import etcd_pb2 as pb
-from kvorum import wire
 from kvorum.wire import Kind, Method
 from tests.checkers.history import Operation
 from tests.checkers.linearizability import Undecided, check_linearizable
@@ -195,6 +196,9 @@ class Run:
         self.hub = Hub(self.world, self._from_client)
         self.history: list[Operation] = []
         self.healing = False
+        self.supervised = True
+        """False: what dies stays dead until healing."""
+        self.report = Report(seed)
         configs = _configs(self.plan.members)
         self.nodes = {
             config.member_id: Node(
@@ -224,30 +228,42 @@ class Run:
 
     def go(self) -> Report:
         """Raises Violation, or whatever a process died of that it must not die of."""
-        world = self.world
+        with self.begun():
+            self.faults.start()
+            self.let(self.plan.chaos)
+        return self.report
+
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """All is started; what the caller does meanwhile is the trouble; then it is healed and judged into `report`."""
         with self.plan.knobs.turned(self._hit):
             for node in self.nodes.values():
                 node.start_raft()
                 node.start_apply()
             for client in self.clients:
                 client.start()
-            self.faults.start()
-            self._pass(self.plan.chaos)
-            world.tell(lambda: "-- healed")
+            yield
+            self.world.tell(lambda: "-- healed")
             self.healing = True
             self.faults.heal()
             self._recover()
             for client in self.clients:
                 client.stopped = True
             self._converge()
-        return self._judge()
+        self.report = self._judge()
 
-    def _pass(self, duration: int) -> None:
+    def let(self, duration: int) -> None:
         """Let time pass, looking at the stores as wholes now and then."""
         end = self.world.now + duration
         while self.world.now < end:
             self.world.run(min(end, self.world.now + SECOND))
             self.safety.compare_stores()
+
+    @property
+    def leader(self) -> Node | None:
+        """The member that leads the newest term, if any does."""
+        leading = [node for node in self.nodes.values() if node.raftd and node.raftd.core.role is Role.LEADER]
+        return max(leading, key=lambda node: node.term, default=None)
 
     # ---- what connects the parts
 
@@ -269,6 +285,8 @@ class Run:
         """The supervisor: what died is started again, sooner or later."""
         if actor is node.apply:
             self.hub.broken(node.id)
+        if not (self.supervised or self.healing):
+            return
         run = actor.runs
         wait = self.world.between(5 * MILLISECOND, 50 * MILLISECOND if self.healing else 2 * SECOND)
         self.world.after(wait, lambda: self._start(node, actor, run))
@@ -295,14 +313,14 @@ class Run:
         while waiting and self.world.now < deadline:
             for probe in waiting.values():
                 probe.ask()
-            self._pass(ELECTION // 2)
+            self.let(ELECTION // 2)
             waiting = {id: probe for id, probe in waiting.items() if not probe.answered}
         self.safety.check(not waiting, f"members {list(waiting)} answer no write {RECOVERY / SECOND:g} s after healing")
 
     def _converge(self) -> None:
         deadline = self.world.now + CONVERGENCE
         while self.world.now < deadline:
-            self._pass(ELECTION // 2)
+            self.let(ELECTION // 2)
             if all(not client._waiting for client in self.clients) and self._converged():
                 return
         places = {id: node.applyd and node.applyd.keyspace.applied for id, node in self.nodes.items()}
@@ -351,29 +369,31 @@ class Run:
 
 
 class Probe:
-    """A client of the test itself: it writes one key at one member until that is acknowledged."""
+    """A client of the test itself: it asks one member again and again, until it is answered."""
 
-    def __init__(self, run: Run, member: int) -> None:
-        self.run, self.member = run, member
+    def __init__(self, run: Run, member: int, request: pb.RangeRequest | None = None) -> None:
+        """Without a `request` it writes, every time something new."""
+        self.run, self.member, self.request = run, member, request
         self.answered = False
-        self._attempts = 0
 
     def ask(self) -> None:
-        run, self._attempts = self.run, self._attempts + 1
-        name = b"probe %d/%d" % (self.member, self._attempts)
+        run, id = self.run, len(self.run.history) + 1
+        name = b"probe %d" % id
+        request = self.request or pb.PutRequest(key=b"probe", value=name)
+        method = Method.PUT if self.request is None else Method.RANGE
         run.hub.clients[name] = self  # type: ignore[assignment]
-        request = pb.PutRequest(key=b"probe", value=name)
-        op = Operation(len(run.history) + 1, -self.member, self.member, run.world.now, request)
-        run.history.append(op)
-        self._op = op
-        run.hub.to_member(self.member, name, wire.encode(Method.PUT, Kind.CALL, 0, op.id, request.SerializeToString()))
+        run.history.append(Operation(id, -self.member, self.member, run.world.now, request))
+        frame = wire.encode(method, Kind.CALL, 0, id, request.SerializeToString())
+        run.hub.to_member(self.member, name, frame)
 
     def told(self, frame: bytes) -> None:
         for record in wire.decode(frame):
             op = self.run.history[record.id - 1]
             op.returned = self.run.world.now
-            if record.status == 0:
-                op.answer = pb.PutResponse.FromString(record.payload)
+            if record.status:
+                op.error = errors.from_wire(record.status, record.payload.decode())
+            else:
+                op.answer = wire.METHODS[Method(record.method)].response.FromString(record.payload)  # type: ignore[assignment]
                 self.answered = True
 
     def lost(self) -> None:
