@@ -189,7 +189,7 @@ class Raft:
             self._elapsed = 0
             leading.transferee = 0  # it had its time; proposals may go on
             if not leading.quorum_was_active():
-                self._become_follower(self.term, 0)
+                self._become_follower(self.term)
                 return
         self._heartbeat_elapsed += 1
         if self._heartbeat_elapsed >= self.config.heartbeat_ticks:
@@ -302,7 +302,7 @@ class Raft:
                 return True  # a question about a term that has not begun
         if m.type is MessageType.PRE_VOTE_REPLY and not m.reject:
             return True  # its term is the one that we asked about
-        self._become_follower(m.term, m.sender if m.type in _FROM_LEADER else 0)
+        self._become_follower(m.term)
         return True
 
     def _answer_lower_term(self, m: Message) -> None:
@@ -332,14 +332,14 @@ class Raft:
         self._leading = None
         self._out.failed_reads += self._reads.drop(self.id)
 
-    def _become_follower(self, term: int, leader: int) -> None:
+    def _become_follower(self, term: int) -> None:
+        """Of nobody, until a leader is heard."""
         self._reset(term)
         self.role = Role.FOLLOWER
-        self.leader = leader
 
     def _campaign(self, *, pre: bool, force: bool = False) -> None:
         if not self.eligible or self.id not in self.voters:
-            self._become_follower(self.term, 0)
+            self._become_follower(self.term)
             return
         index, term = self.log.last_index, self.log.last_term
         others = [voter for voter in self.voters if voter != self.id]
@@ -404,14 +404,14 @@ class Raft:
         self._votes.setdefault(voter, granted)
         outcome = self._election_outcome()
         if outcome is Outcome.LOST:
-            self._become_follower(self.term, 0)
+            self._become_follower(self.term)
         elif outcome is Outcome.WON:
             if self.role is Role.PRE_CANDIDATE:
                 self._campaign(pre=False)
             elif self.eligible:
                 self._become_leader()
             else:
-                self._become_follower(self.term, 0)
+                self._become_follower(self.term)
 
     def _own_vote_is_under_way(self) -> bool:
         return self.role is Role.CANDIDATE and self.id not in self._votes
@@ -429,7 +429,7 @@ class Raft:
         """The sender leads this term."""
         assert self.leader in (0, m.sender), f"two leaders in term {self.term}: {self.leader} and {m.sender}"
         if self.role is not Role.FOLLOWER:
-            self._become_follower(self.term, m.sender)
+            self._become_follower(self.term)
         self.leader = m.sender
         self._elapsed = 0
 
@@ -606,6 +606,3 @@ class Raft:
     def _speaks_for_us(self, append: Append) -> bool:
         """Is what was written then what we hold now? By index alone it could be an entry that was replaced (ABA)."""
         return append.term == self.term and self.log.matches(append.last_index, append.last_term)
-
-
-_FROM_LEADER = frozenset({MessageType.APPEND, MessageType.HEARTBEAT, MessageType.COMMIT, MessageType.TIMEOUT_NOW})

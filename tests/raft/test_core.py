@@ -448,6 +448,30 @@ def test_the_transferee_is_known_until_the_transfer_ends() -> None:
     assert (cluster[1].transferee, cluster[1].role) == (0, Role.LEADER)
 
 
+def test_a_transfer_has_a_whole_election_timeout() -> None:
+    """However much of the present one had passed."""
+    cluster = Cluster()
+    cluster.elect(1)
+    cluster.tick(1, 9)
+    cluster[1].transfer_leadership(3)
+    cluster.tick(1, 9)
+    assert cluster[1].transferee == 3
+    cluster.tick(1)
+    assert cluster[1].transferee == 0
+
+
+def test_a_new_leader_has_a_whole_election_timeout_to_be_heard() -> None:
+    """The time that it waited for votes does not count against it."""
+    cluster = Cluster()
+    cluster.run(1)
+    cluster.tick(1, 9)
+    cluster[1].step(Message(M.VOTE_REPLY, 1, 2, 1))
+    cluster.tick(1, 9)
+    assert cluster[1].role is Role.LEADER
+    cluster.tick(1)
+    assert cluster[1].role is Role.FOLLOWER
+
+
 def test_only_a_follower_takes_over_when_it_is_told() -> None:
     """A candidate is already at it, and a leader of this term has nobody above it."""
     cluster = Cluster()
