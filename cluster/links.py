@@ -134,7 +134,7 @@ class RaftLink:
         self._node, self._board = node, board
         self._listener = sockets.peer_listener(context, node.listen_peer)
         self._apply = sockets.local_listener(context, node.ipc("raft"))
-        self._peers = {member.id: sockets.peer_caller(context, member.address, node.member_id) for member in node.peers}
+        self._peers = {member.id: sockets.peer_caller(context, member.address) for member in node.peers}
         self._heads = {
             (id, what): _PEER_HEAD.pack(_PEER_VERSION, what, node.cluster_id, node.member_id, id)
             for id in self._peers
@@ -165,11 +165,11 @@ class RaftLink:
     def _peer_item(self, frames: list[bytes]) -> peer.Message | Floor | None:
         if len(frames) != 2 or len(frames[1]) < _PEER_HEAD.size:
             return None
-        name, frame = frames
+        frame = frames[1]
         version, what, cluster, sender, to = _PEER_HEAD.unpack_from(frame)
         if (version, cluster, to) != (_PEER_VERSION, self._node.cluster_id, self._node.member_id):
             return None
-        if sender not in self._peers or name != sockets.identity(sender):
+        if sender not in self._peers:
             return None
         body = frame[_PEER_HEAD.size :]
         if what == _FLOOR and len(body) == _FLOOR_BODY.size:

@@ -1,7 +1,7 @@
 """Every ZeroMQ socket of a node is made here, so that its limits can be read on one page.
 
     who                socket             limits, and why
-    peers, listening   ROUTER tcp :2380   handover: a restarted peer takes its name back at once
+    peers, listening   ROUTER tcp :2380   no names: whoever connects with a member's name would cut that member off
     peers, calling     DEALER tcp         IMMEDIATE, few queued, LINGER 0: what a dead peer would have got is dropped,
                                           since Raft repeats itself and a returning peer must not get a stale flood
     clients            ROUTER tcp         MANDATORY: a full queue or a vanished client is an error for us, not a silent
@@ -15,7 +15,6 @@ enter.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Sequence
 
 import zmq
@@ -23,12 +22,6 @@ import zmq
 from kvorum import wire
 
 PEER_BYTES_MAX = 2 * wire.BATCH_BYTES_MAX
-_ID = struct.Struct(">Q")
-
-
-def identity(member_id: int) -> bytes:
-    """A member's name on the peer sockets. It starts with a byte that ZeroMQ doesn't keep for itself."""
-    return b"m" + _ID.pack(member_id)
 
 
 def _tcp(socket: zmq.Socket[bytes], *, bytes_max: int, queue: int) -> None:
@@ -54,15 +47,13 @@ def peer_listener(context: zmq.Context[zmq.Socket[bytes]], url: str) -> zmq.Sock
     """Raises OSError if the address is taken."""
     socket = context.socket(zmq.ROUTER)
     _tcp(socket, bytes_max=PEER_BYTES_MAX, queue=1024)
-    socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
     _bind(socket, [url])
     return socket
 
 
-def peer_caller(context: zmq.Context[zmq.Socket[bytes]], url: str, member_id: int) -> zmq.Socket[bytes]:
+def peer_caller(context: zmq.Context[zmq.Socket[bytes]], url: str) -> zmq.Socket[bytes]:
     socket = context.socket(zmq.DEALER)
     _tcp(socket, bytes_max=PEER_BYTES_MAX, queue=256)
-    socket.setsockopt(zmq.IDENTITY, identity(member_id))
     socket.setsockopt(zmq.IMMEDIATE, 1)
     socket.setsockopt(zmq.RECONNECT_IVL, 50)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
