@@ -137,9 +137,9 @@ def _local(arguments: dict[str, object]) -> int:
 
 
 def _wal(arguments: dict[str, object]) -> int:
-    from cluster import walctl
+    from cluster.walctl import main as look
 
-    return walctl.main(str(arguments["act"]), str(arguments["dir"]))
+    return look(str(arguments["act"]), str(arguments["dir"]))
 
 
 def _version(arguments: dict[str, object]) -> int:
