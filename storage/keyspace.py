@@ -22,31 +22,16 @@ from kvorum import errors
 from kvorum import etcd_pb2 as pb
 from kvorum.wire import Method
 from storage import codec, compaction, requests, txn
-from storage import turn as turns
 from storage.engine import Engine
 from storage.history import Change, Past, events
 from storage.reads import Counts, Latest, Meter, State, Steps, ranged
-from storage.turn import Outcome, Result, refusal
+from storage.turn import Outcome, Result, Turn, refusal
 
 __all__ = ["Change", "Keyspace", "Outcome", "Result", "Scan", "Turn"]
 
 
 _RANGE = int(Method.RANGE)
 NEVER = 1 << 63
-
-
-class Turn(turns.Turn):
-    """Everything applied in one wake-up: apply() for each entry in order, then commit(). Dropping it undoes all of
-    it."""
-
-    def __init__(self, keyspace: Keyspace) -> None:
-        super().__init__(keyspace.engine, keyspace.state, keyspace.origins)
-        self._keyspace = keyspace
-
-    def commit(self) -> list[Change]:
-        """Write the turn and make it visible. Returns what it changed, in order; the events of one revision are
-        adjacent."""
-        return self._keyspace._commit(self)
 
 
 class Scan:
@@ -137,7 +122,7 @@ class Keyspace:
 
     def begin(self) -> Turn:
         """One turn at a time: until it is committed or dropped, neither begin another nor sweep."""
-        return Turn(self)
+        return Turn(self.engine, self.state, self.origins, self._commit)
 
     def _commit(self, turn: Turn) -> list[Change]:
         assert turn.index >= self.state.applied, (turn.index, self.state.applied)

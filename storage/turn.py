@@ -24,7 +24,7 @@ Pure.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError
@@ -126,10 +126,20 @@ class Overlay:
 
 
 class Turn:
-    """Several entries on their way into the engine; a txn.Writer. `commit` belongs to the Keyspace that began it."""
+    """Everything applied in one wake-up: apply() for each entry in order, then commit(). Dropping it undoes all of it.
 
-    def __init__(self, engine: Engine, applied: Applied, origins: dict[int, tuple[int, int]]) -> None:
+    A txn.Writer, for the records in it.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        applied: Applied,
+        origins: dict[int, tuple[int, int]],
+        commit: Callable[[Turn], list[Change]],
+    ) -> None:
         self._engine = engine
+        self._commit = commit
         self._base = applied.revision
         self.index, self.term, self.revision, self.compacted = applied
         self.batch = engine.batch()
@@ -186,6 +196,10 @@ class Turn:
         except wire.MalformedBatch:
             return Outcome(False, [])
         return Outcome(False, self._records(records))
+
+    def commit(self) -> list[Change]:
+        """Write the turn and make it visible. Returns what it changed, in order."""
+        return self._commit(self)
 
     def _records(self, records: list[wire.Record]) -> list[Result]:
         parsed = [_parsed(record) for record in records]
