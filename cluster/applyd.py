@@ -17,6 +17,7 @@ Callers of the dead process see their connection break.
 from __future__ import annotations
 
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path as FilePath
@@ -61,7 +62,7 @@ from kvorum import etcd_pb2 as pb
 from kvorum.wire import Kind, Method
 from storage.codec import origin_of
 from storage.failpoint import hit
-from storage.keyspace import Keyspace, Result, Scan
+from storage.keyspace import Change, Keyspace, Result, Scan
 from storage.requests import Limits, Path, admit, cost
 from storage.rocks import RocksEngine
 
@@ -74,6 +75,8 @@ REPORT_BYTES = 1 << 20
 READS_MAX = 100_000
 SCANS_PER_TURN = 4
 FRESH_ELECTIONS = 3
+SLOW_SECONDS = 0.1
+"""etcd's warning-apply-duration."""
 FLUSH_ENTRIES = 20_000
 FLUSH_TICKS = 300
 
@@ -159,6 +162,8 @@ class Applyd:
             self._apply(committed)
         for client in frames:
             self._take(client)
+        if frames:
+            self.board.batch_requests.observe(len(frames))
         self._propose()
         self._ask_reads()
         self._answer_ripe()
@@ -247,7 +252,9 @@ class Applyd:
                     own.append((number, outcome.results))
         hit("applyBeforeCommit")
         compacted = self.keyspace.compacted
+        began = time.perf_counter()
         changes = turn.commit()
+        self._count(len(committed), changes, time.perf_counter() - began)
         hit("applyAfterCommit")
         self._sweeping |= self.keyspace.compacted != compacted
         for number, results in own:
@@ -262,12 +269,23 @@ class Applyd:
         if self._unreported > REPORT_BYTES and self._session:
             self._report()
 
+    def _count(self, entries: int, changes: Sequence[Change], seconds: float) -> None:
+        board = self.board
+        deleted = sum(change.event[0] == _TYPE_TAG for change in changes)
+        board.puts.add(len(changes) - deleted)
+        board.deletes.add(deleted)
+        board.batch_entries.observe(entries)
+        board.backend_commit_seconds.observe(seconds)
+        if seconds > SLOW_SECONDS:
+            board.slow_applies.add()
+
     def _report(self) -> None:
         """Make room in raft's window, and give a sign of life. Not for every batch: it would wake raft each time."""
         self._unreported = 0
-        index = self.keyspace.applied[0]
-        durable = max(self._durable_floor, self.keyspace.engine.flushed())
-        self.link.to_raft(Applied(self._session, index, durable))
+        self.link.to_raft(Applied(self._session, self.keyspace.applied[0], self._durable()))
+
+    def _durable(self) -> int:
+        return max(self._durable_floor, self.keyspace.engine.flushed())
 
     # ---- requests
 
@@ -322,9 +340,9 @@ class Applyd:
         return False
 
     def _guard(self, method: int, payload: bytes) -> None:
-        if self._proposals.bytes > PENDING_BYTES_MAX:
-            raise errors.TooManyRequests
-        if self._status.commit - self.keyspace.applied[0] > BACKLOG_ENTRIES_MAX:
+        backlog = self._status.commit - self.keyspace.applied[0]
+        if self._proposals.bytes > PENDING_BYTES_MAX or backlog > BACKLOG_ENTRIES_MAX:
+            self.board.refused.add()
             raise errors.TooManyRequests
         if self._quota_bytes:
             room = self._quota_bytes - self.node.store_bytes
@@ -361,8 +379,11 @@ class Applyd:
                 self.link.to_raft(ReadIndex(self._session, context))
 
     def _answer_ripe(self) -> None:
-        for caller, payload, _ in self._reads.take_ripe(self.keyspace.applied[0]):
+        ripe = self._reads.take_ripe(self.keyspace.applied[0])
+        for caller, payload, _ in ripe:
             self._read(caller, payload)
+        if ripe:
+            self.board.ranges.add(len(ripe))
         if not self._reads.fresh:
             self.feed.caught_up(self._status.term)
 
@@ -446,7 +467,7 @@ class Applyd:
             self._report()
         else:
             self._attach()
-        self.node.store_bytes = self.keyspace.engine.size_bytes()
+        self._measure()
         self._expire()
         self._proposals.resend(self._ticks, all=False)
         if self._ticks > FRESH_ELECTIONS * self._election_ticks:
@@ -454,6 +475,17 @@ class Applyd:
         self._publish()
         self._flush()
         self.feed.tick(self._status.term)
+
+    def _measure(self) -> None:
+        board, keyspace = self.board, self.keyspace
+        size = self.node.store_bytes = keyspace.engine.size_bytes()
+        board.db_size_bytes.set(size)
+        board.db_size_in_use_bytes.set(size)  # what RocksDB would give back is not known to it
+        board.proposals_applied.set(keyspace.applied[0])
+        board.proposals_pending.set(len(self._proposals))
+        board.durable_index.set(self._durable())
+        board.revision.set(keyspace.revision)
+        board.compact_revision.set(keyspace.compacted)
 
     def _expire(self) -> None:
         """Tell those whose time is up what is known of their request."""
@@ -512,6 +544,9 @@ class Applyd:
                 for caller, revision in self._physical:
                     self._reply(caller, Result(0, revision, b""))
                 self._physical.clear()
+
+
+_TYPE_TAG = 0x08  # field 1 of Event; a put has type 0, which protobuf leaves out
 
 
 M = TypeVar("M", bound=Protobuf)

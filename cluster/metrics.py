@@ -87,8 +87,12 @@ class Histogram:
         self._cells, self._at, self._bounds = cells, at, bounds
 
     def observe(self, value: float) -> None:
-        self._cells[self._at + bisect_left(self._bounds, value)] += 1.0
-        self._cells[self._at + len(self._bounds) + 1] += value
+        self.add(value, 1, value)
+
+    def add(self, value: float, count: float, total: float) -> None:
+        """`count` observations of about `value`, `total` together."""
+        self._cells[self._at + bisect_left(self._bounds, value)] += count
+        self._cells[self._at + len(self._bounds) + 1] += total
 
 
 _HEAD_CELLS = 1
@@ -189,12 +193,8 @@ class RaftBoard(Board):
         self.proposals_committed = self.gauge(
             "etcd_server_proposals_committed_total", "Index of the last committed entry."
         )
-        self.proposals_pending = self.gauge("etcd_server_proposals_pending", "Proposals that await their commit.")
         self.proposals_failed = self.counter(
             "etcd_server_proposals_failed_total", "Proposals that were refused or lost."
-        )
-        self.heartbeat_failures = self.counter(
-            "etcd_server_heartbeat_send_failures_total", "Heartbeats sent late: this process was too busy."
         )
         self.read_indexes_failed = self.counter(
             "etcd_server_read_indexes_failed_total", "Read index rounds that failed."
@@ -236,14 +236,13 @@ class ApplyBoard(Board):
     def __init__(self) -> None:
         super().__init__()
         self.proposals_applied = self.gauge("etcd_server_proposals_applied_total", "Index of the last applied entry.")
+        self.proposals_pending = self.gauge("etcd_server_proposals_pending", "Proposals that await their commit.")
         self.durable_index = self.gauge("kvorum_apply_durable_index", "Last applied entry that the store has flushed.")
         self.revision = self.gauge("etcd_debugging_mvcc_current_revision", "The current revision of the store.")
         self.compact_revision = self.gauge("etcd_debugging_mvcc_compact_revision", "The revision last compacted at.")
-        self.keys = self.gauge("etcd_debugging_mvcc_keys_total", "Keys in the store.")
         self.puts = self.counter("etcd_mvcc_put_total", "Puts applied.")
         self.deletes = self.counter("etcd_mvcc_delete_total", "Keys deleted.")
-        self.txns = self.counter("etcd_mvcc_txn_total", "Txns applied.")
-        self.ranges = self.counter("etcd_mvcc_range_total", "Ranges read.")
+        self.ranges = self.counter("etcd_mvcc_range_total", "Linearizable ranges and reads of transactions.")
         self.db_size_bytes = self.gauge("etcd_mvcc_db_total_size_in_bytes", "Disk that the store takes.")
         self.db_size_in_use_bytes = self.gauge(
             "etcd_mvcc_db_total_size_in_use_in_bytes", "The part of it that is in use."
@@ -267,7 +266,7 @@ class ApplyBoard(Board):
             "kvorum_apply_batch_entries", "Entries applied in one turn.", doubling(1, 10)
         )
         self.batch_requests = self.histogram(
-            "kvorum_apply_request_batch_records", "Client requests drained in one turn.", doubling(1, 12)
+            "kvorum_apply_request_frames", "Frames of clients taken in one turn.", doubling(1, 12)
         )
         self.malformed_frames = self.counter(
             "kvorum_apply_malformed_frames_total", "Frames of clients refused as garbage."
@@ -282,7 +281,6 @@ class WatchBoard(Board):
         self.watchers = self.gauge("etcd_debugging_mvcc_watcher_total", "Watchers.")
         self.streams = self.gauge("etcd_debugging_mvcc_watch_stream_total", "Watch streams.")
         self.slow_watchers = self.gauge("etcd_debugging_mvcc_slow_watcher_total", "Watchers that are behind.")
-        self.pending_events = self.gauge("etcd_debugging_mvcc_pending_events_total", "Events waiting to be sent.")
         self.events = self.counter("etcd_debugging_mvcc_events_total", "Events sent.")
         self.malformed_frames = self.counter(
             "kvorum_watch_malformed_frames_total", "Frames of clients refused as garbage."

@@ -63,6 +63,9 @@ class Proposals:
         self.bytes = 0
         """What all pending batches take."""
 
+    def __len__(self) -> int:
+        return len(self._pending)
+
     def add(self, batch: bytes, callers: list[Caller], now: int) -> None:
         self._number += 1
         data = pack_proposal(self._member, self._epoch, self._number, batch)

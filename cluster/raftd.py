@@ -61,7 +61,7 @@ from cluster.raft.core import Append, Config, ProposalDropped, Raft, Role
 from cluster.raft.log import Log
 from storage.entry import Entry, HardState
 from storage.failpoint import hit
-from storage.journal import Damaged, Journal, JournalFailed, NoSpace
+from storage.journal import Damaged, Journal, JournalFailed, JournalStats, NoSpace
 
 WINDOW_BYTES = 16 << 20
 """Most bytes of entries on their way to apply. Past it apply is fed again only when it has caught up."""
@@ -81,6 +81,7 @@ class Wal(Protocol):
     def durable(self) -> int: ...
     def release(self, index: int) -> None: ...
     def room(self) -> int: ...
+    def stats(self) -> JournalStats: ...
 
 
 class Link(Protocol):
@@ -140,6 +141,8 @@ class Raftd:
         self._feeding_bytes = 0
         self._silent_ticks = 0
         self._status = Status(0, 0, 0, 0)
+        self._heard: dict[int, int] = {}  # when each peer last spoke, in ticks
+        self._wal_stats = wal.stats()
         self._floors = dict.fromkeys(self._members, 0)
         self._released = 0
         self._ticks = 0
@@ -148,6 +151,7 @@ class Raftd:
         """One pass. Raises OSError from the journal: the process must end, see the module."""
         for item in self.link.receive():
             if isinstance(item, peer.Message):
+                self._heard[item.sender] = self._ticks
                 self.core.step(item)
             else:
                 self._handle(item)
@@ -160,6 +164,7 @@ class Raftd:
             self.link.send(ready.messages)
         if ready.append is not None:
             hit("raftBeforeSave")
+            self.board.wal_batch_entries.observe(len(ready.append.entries))
             self._syncing.append((self.wal.append(ready.append.hard_state, ready.append.entries), ready.append))
             hit("raftAfterSave")
         if self._attached:
@@ -268,6 +273,25 @@ class Raftd:
             self.link.send_floor(self._floors[self.core.config.id])
         if self._attached:
             self._tell_status(always=True)
+        self._count()
+
+    def _count(self) -> None:
+        """What changes too often to be told each time."""
+        core, board, before = self.core, self.board, self._wal_stats
+        board.has_leader.set(core.leader != 0)
+        board.is_leader.set(core.role is Role.LEADER)
+        board.term.set(core.term)
+        board.proposals_committed.set(core.commit)
+        for peer_id, heard in self._heard.items():
+            board.peer_active[peer_id].set(self._ticks - heard <= self._election_ticks)
+        now = self._wal_stats = self.wal.stats()
+        board.wal_write_bytes.set(now.bytes)
+        seconds = now.sync_seconds - before.sync_seconds
+        for i, count in enumerate(now.sync_buckets):
+            fresh = count - before.sync_buckets[i]
+            if fresh:  # within 2.4 %: the journal's buckets end at powers of two, these at multiples of a millisecond
+                board.wal_fsync_seconds.add(2**i / 1.024e6, fresh, seconds)
+                seconds = 0.0
 
     # ---- outputs to apply
 
@@ -288,10 +312,6 @@ class Raftd:
         if always or core.term != before.term or core.leader != before.leader:
             if core.leader and core.leader != before.leader:
                 self.board.leader_changes.add()
-            self.board.has_leader.set(core.leader != 0)
-            self.board.is_leader.set(core.role is Role.LEADER)
-            self.board.term.set(core.term)
-            self.board.proposals_committed.set(core.commit)
             self._status = Status(self._session, core.term, core.leader, core.commit)
             self.link.to_apply(self._status)
 

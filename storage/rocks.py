@@ -38,6 +38,8 @@ from rocksdict import (
     WriteOptions,
 )
 
+from storage.engine import Batch
+
 T = TypeVar("T")
 
 MEMTABLE_BYTES = 8 << 20
@@ -134,7 +136,8 @@ class RocksEngine:
     def batch(self) -> WriteBatch:
         return WriteBatch(raw_mode=True)
 
-    def write(self, batch: WriteBatch) -> None:
+    def write(self, batch: Batch) -> None:
+        assert isinstance(batch, WriteBatch)
         self._db.write(batch, self._unlogged)
 
     def begin_flush(self, mark: int) -> None:

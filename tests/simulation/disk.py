@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from storage.entry import Entry, HardState
+from storage.journal import JournalStats
 from tests.simulation.world import MILLISECOND, World
 
 ROOM_BYTES = 1 << 30
@@ -175,6 +176,9 @@ class SimWal:
         assert index <= self.disk.synced.last_index, (index, self.disk.synced.last_index)
         self.disk.world.seen["log released"] += 1
         self.disk.released = max(self.disk.released, index)
+
+    def stats(self) -> JournalStats:
+        return JournalStats(0, 0, 0, 0, 0, 0, 0, 0, 0.0, [])
 
     def room(self) -> int:
         return 0 if self.disk.full else ROOM_BYTES
