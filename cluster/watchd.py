@@ -28,6 +28,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
+from zlib import crc32
 
 import zmq
 from google.protobuf.message import DecodeError
@@ -523,7 +524,7 @@ class Watchd:
             self._attach()
         self._stalled.clear()
         for identity in list(self._of):
-            if self._ticks % PROBE_TICKS == hash(identity) % PROBE_TICKS and self.link.send(identity, b"") is None:
+            if self._ticks % PROBE_TICKS == crc32(identity) % PROBE_TICKS and self.link.send(identity, b"") is None:
                 self._forget_client(identity)
         for stream in list(self._streams.values()):
             if stream.unsent:
