@@ -84,11 +84,14 @@ def test_a_key_that_changes_twice_in_the_compacted_revision_keeps_both(store: St
     store.sweep()
     assert told(store.keyspace.history(3, 3, 1 << 20)) == [(3, 1, b"a"), (3, 0, b"a")]
     assert store.get(b"a", revision=3) == b"2"
-    store.put(b"x")
+    store.txn(success=[put_op(b"x"), delete_op(b"\0", b"\0")])
     store.compact(4)
     store.sweep()
-    assert places(store.engine) == [(3, 1), (4, 0)]
-    assert store.get(b"a", revision=4) == b"2"
+    assert told(store.keyspace.history(4, 4, 1 << 20)) == [(4, 0, b"x"), (4, 1, b"a"), (4, 1, b"x")]
+    store.put(b"y")
+    store.compact(5)
+    store.sweep()
+    assert places(store.engine) == [(5, 0)]
 
 
 def test_what_a_change_replaced_is_not_told_once_it_is_compacted(store: Store) -> None:

@@ -128,6 +128,16 @@ def test_what_was_flushed_is_there_after_reopening(tmp_path: Path) -> None:
     engine.close()
 
 
+def test_rocksdb_writes_no_log_of_its_own(tmp_path: Path) -> None:
+    """DESIGN 6: the Raft log makes writes durable; a second one would cost as much as the write."""
+    engine = RocksEngine(tmp_path / "s")
+    written(engine, *((b"%d" % n, bytes(1000)) for n in range(100)))
+    logs = list((tmp_path / "s").glob("*.log"))
+    assert logs
+    assert sum(log.stat().st_size for log in logs) == 0
+    engine.close()
+
+
 def test_a_store_in_use_is_refused(tmp_path: Path) -> None:
     """Reliability T9: a paused process that wakes up must not write beside its successor."""
     engine = RocksEngine(tmp_path / "s")
