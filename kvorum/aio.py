@@ -215,6 +215,11 @@ class Client:
 
     # ---- the end
 
+    @property
+    def via(self) -> str:
+        """The endpoint that is connected, or would be next."""
+        return self._core.via
+
     async def close(self) -> None:
         """Let the connections go. Calls and watches under way end as they do when a connection is lost."""
         if self._closed:
@@ -258,7 +263,7 @@ class _Watcher:
     async def add(self, watch: Watch, take: Callable[[Given], None]) -> None:
         loop = self._runner.loop()
         if self._core.wants_members:
-            self._learn(await self._client.hello())
+            await self._learn()
         created: asyncio.Future[None] = loop.create_future()
 
         def first(given: Given) -> None:
@@ -303,8 +308,9 @@ class _Watcher:
             take(Given(watch, CLOSED, 0))
         self._takers.clear()
 
-    def _learn(self, hello: Any) -> None:
-        self._core.learn(hello, only=0 if self._discover else hello.header.member_id)
+    async def _learn(self, timeout: float | None = None) -> None:
+        hello = await self._client.hello(timeout=timeout)
+        self._core.learn(hello, self._client.via, others=self._discover)
 
     def _deliver(self) -> None:
         given = self._core.given
@@ -323,7 +329,7 @@ class _Watcher:
         try:
             while self._core.wants_members:
                 try:
-                    self._learn(await self._client.hello(timeout=RELEARN_SECONDS))
+                    await self._learn(RELEARN_SECONDS)
                 except KvorumError:  # not now: the watches wait, as they do for any node
                     await asyncio.sleep(RELEARN_SECONDS)
         finally:

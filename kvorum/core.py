@@ -142,8 +142,6 @@ class Core:
         self.opening: list[Session] = []
         self.closing: list[Session] = []
         self.current: Session | None = None
-        self.hello: pb.HelloResponse | None = None
-        """The last Hello's answer: the cluster as a node sees it."""
         self.wake_at = NEVER
         """tick() has something to do from then on."""
         self._rng = rng
@@ -181,6 +179,11 @@ class Core:
                 self.wake_at = call.deadline
         if self.current is None:
             self.wake_at = min(self.wake_at, max(now, self.endpoints.usable_at()))
+
+    @property
+    def via(self) -> str:
+        """The endpoint that is connected, or would be next."""
+        return self.current.endpoint if self.current is not None else self.endpoints.next()
 
     def forget(self, call: Call) -> None:
         """Nobody waits for this call any more. If it has left, the node may still do it."""
@@ -400,10 +403,10 @@ class Core:
             self._set_wake()
             return
         session.phase = Phase.READY
-        self.hello, self._cluster = hello, hello.header.cluster_id
+        self._cluster = hello.header.cluster_id
         self.endpoints.succeeded(session.endpoint)
         if self._discover:
-            self.endpoints.learn(usable(member.native for member in hello.members))
+            self.endpoints.learn(usable((member.native for member in hello.members), session.endpoint))
         self._set_wake()
 
     # ---- what becomes of calls

@@ -53,17 +53,42 @@ def _address(text: str) -> str:
     return f"tcp://{host}:{port}"
 
 
-def usable(addresses: Iterable[str]) -> list[str]:
-    """Those a node told that can be connected to: well formed, and not the "any address" it listens on."""
+_ANYWHERE = ("0.0.0.0", "*", "[::]")
+
+
+def _is_loopback(host: str) -> bool:
+    return host.startswith("127.") or host in ("localhost", "[::1]")
+
+
+def _host(address: str) -> str:
+    return address.removeprefix("tcp://").rpartition(":")[0]
+
+
+def usable(addresses: Iterable[str], via: str) -> list[str]:
+    """Of the addresses that a node told us, reached `via` an endpoint, those that lead to a node from here.
+
+    What is malformed does not, nor the "any address" that a node listens on; its own loopback only does if ours is the
+    same one.
+    """
+    here = via.startswith("ipc://") or _is_loopback(_host(via))
     found = []
     for address in addresses:
         try:
             parsed = _address(address)
         except ValueError:
             continue
-        if not parsed.startswith(("tcp://0.0.0.0:", "tcp://*:", "tcp://[::]:")):
+        if parsed.startswith("ipc://") or (
+            _host(parsed) not in _ANYWHERE and (here or not _is_loopback(_host(parsed)))
+        ):
             found.append(parsed)
     return found
+
+
+def of_same_host(address: str, via: str) -> str:
+    """Another address of the node behind `via`, on `via`'s host if its own doesn't lead there from here."""
+    if usable([address], via) or not via.startswith("tcp://") or not address.startswith("tcp://"):
+        return address
+    return f"tcp://{_host(via)}:{address.rpartition(':')[2]}"
 
 
 class _Endpoint:
@@ -108,6 +133,10 @@ class Endpoints:
                 self._turn = at
                 return self._list[at].address
         return None
+
+    def next(self) -> str:
+        """The endpoint whose turn it is, resting or not."""
+        return self._list[self._turn].address
 
     def usable_at(self) -> float:
         """When the first of them has rested; infinite if there is none."""

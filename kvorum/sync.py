@@ -28,6 +28,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from kvorum import endpoints as endpoints_
 from kvorum import errors, verbs
+from kvorum import etcd_pb2 as pb
 from kvorum.core import DIAL_SECONDS, Call, Core, Session
 from kvorum.link import Lines
 from kvorum.nudge import Nudge
@@ -218,6 +219,11 @@ class Client(Watches):
 
     # ---- the end
 
+    @property
+    def via(self) -> str:
+        """The endpoint that is connected, or would be next."""
+        return self._core.via
+
     def close(self) -> None:
         """Let the connections go. Calls under way in other threads end as they do when a connection is lost."""
         if self._closed:
@@ -244,8 +250,12 @@ class Client(Watches):
     def _carrier(self) -> Watcher:
         with self._starting:
             if self._watcher is None:
-                self._watcher = Watcher(lambda timeout: self.hello(timeout=timeout), discover=self._discover)
+                self._watcher = Watcher(self._hello_via, discover=self._discover)
             return self._watcher
+
+    def _hello_via(self, timeout: float) -> tuple[pb.HelloResponse, str]:
+        hello = self.hello(timeout=timeout)
+        return hello, self.via
 
     # ---- baton, inbox, parking
 

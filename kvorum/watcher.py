@@ -27,7 +27,7 @@ from kvorum.nudge import Nudge
 from kvorum.results import WatchResponse
 from kvorum.watching import Given, Session, State, Watch, WatchCore
 
-Hello = Callable[[float], pb.HelloResponse]
+Hello = Callable[[float], tuple[pb.HelloResponse, str]]
 Callback = Callable[[WatchResponse | KvorumError], None]
 
 CLOSED = errors.Unreachable("the client was closed")
@@ -44,7 +44,7 @@ class Watcher:
     """All watches of one client.
 
     Args:
-      hello: asks any node for its Hello, within so many seconds.
+      hello: asks any node for its Hello, within so many seconds; says over which endpoint it came.
       discover: watch on any member; False, on the one that answers hello only.
     """
 
@@ -130,8 +130,8 @@ class Watcher:
 
     def _start(self, timeout: float) -> None:
         if self._core.wants_members:
-            hello = self._hello(timeout)
-            self._order(lambda _: self._learn(hello))
+            told = self._hello(timeout)
+            self._order(lambda _: self._learn(*told))
         with self._starting:
             if self._closed:
                 raise RuntimeError("this client is closed")
@@ -193,11 +193,11 @@ class Watcher:
     def _ask_hello(self) -> None:
         """No node that we know answers: perhaps the cluster has others by now."""
         with contextlib.suppress(KvorumError):  # not now: the watches wait, as they do for any node
-            self._learn(self._hello(LEARN_SECONDS))
+            self._learn(*self._hello(LEARN_SECONDS))
         self._learn_at = monotonic() + LEARN_SECONDS
 
-    def _learn(self, hello: pb.HelloResponse) -> None:
-        self._core.learn(hello, only=0 if self._discover else hello.header.member_id)
+    def _learn(self, hello: pb.HelloResponse, via: str) -> None:
+        self._core.learn(hello, via, others=self._discover)
 
 
 class Events(Iterator[WatchResponse]):

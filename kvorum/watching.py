@@ -31,7 +31,7 @@ from google.protobuf.message import DecodeError
 from kvorum import errors, results
 from kvorum import etcd_pb2 as pb
 from kvorum.core import DIAL_SECONDS, NEVER, Phase
-from kvorum.endpoints import Endpoints, usable
+from kvorum.endpoints import Endpoints, of_same_host, usable
 from kvorum.errors import Code, KvorumError
 from kvorum.results import WatchResponse
 from kvorum.txn import Key, to_bytes
@@ -167,11 +167,14 @@ class WatchCore:
 
     # ---- the reader's side
 
-    def learn(self, hello: pb.HelloResponse, *, only: int = 0) -> None:
-        """Where to watch: the members that Hello told of; of member `only` alone, if it is not 0."""
+    def learn(self, hello: pb.HelloResponse, via: str, *, others: bool = True) -> None:
+        """Where to watch: on the member that answered Hello over `via`, and on the `others` it told of."""
         self._cluster = hello.header.cluster_id
-        chosen = [member.watch for member in hello.members if only in (0, member.member_id)]
-        self.endpoints.learn(usable(chosen))
+        told = hello.members
+        own = [of_same_host(member.watch, via) for member in told if member.member_id == hello.header.member_id]
+        self.endpoints.learn(usable(own, via))
+        if others:
+            self.endpoints.learn(usable([member.watch for member in told], via))
         self.wants_members = not len(self.endpoints)
         self.wake_at = 0.0
 

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from kvorum.endpoints import REST_MAX, Endpoints, parse
+from kvorum.endpoints import REST_MAX, Endpoints, of_same_host, parse, usable
 
 ABC = ["tcp://a:1", "tcp://b:1", "tcp://c:1"]
 
@@ -82,3 +82,34 @@ def test_clients_of_one_dead_node_do_not_come_back_in_step() -> None:
         endpoints.failed(ABC[0], 0, "refused")
         rests.add(endpoints.usable_at())
     assert len(rests) == 20
+
+
+def test_addresses_a_node_tells_are_used_if_they_lead_to_a_node_from_here() -> None:
+    """A node's loopback is its own machine, and "any address" is no address."""
+    told = [
+        "tcp://db2:1",
+        "tcp://127.0.0.1:1",
+        "tcp://localhost:1",
+        "tcp://[::1]:1",
+        "tcp://0.0.0.0:1",
+        "tcp://*:1",
+        ":",
+    ]
+    assert usable(told, "tcp://db1:1") == ["tcp://db2:1"]
+    assert usable(told, "tcp://127.0.0.1:9") == told[:4]
+    assert usable(told, "ipc:///run/kvorum") == told[:4]
+
+
+@pytest.mark.parametrize(
+    ("told", "via", "address"),
+    [
+        ("tcp://0.0.0.0:2", "tcp://db1:1", "tcp://db1:2"),
+        ("tcp://127.0.0.1:2", "tcp://db1:1", "tcp://db1:2"),
+        ("tcp://127.0.0.1:2", "tcp://localhost:1", "tcp://127.0.0.1:2"),
+        ("tcp://other:2", "tcp://db1:1", "tcp://other:2"),
+        ("ipc:///w", "tcp://db1:1", "ipc:///w"),
+        ("tcp://*:2", "ipc:///run/kvorum", "tcp://*:2"),
+    ],
+)
+def test_another_port_of_the_same_node_is_on_the_same_host(told: str, via: str, address: str) -> None:
+    assert of_same_host(told, via) == address

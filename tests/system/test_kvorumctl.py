@@ -131,7 +131,7 @@ SESSION: list[str | tuple[str, bytes]] = [
     "put a --ignore-value --prev-kv",
     "put a 4 --ignore-lease",
     "put a x --lease 1f",
-    r"put bin \x01\xffz\x00",
+    r"put bin \x01\xffz",
     "get bin -w json",
     "get bin -w fields",
     "get bin --hex",
