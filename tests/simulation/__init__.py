@@ -2,8 +2,10 @@
 
     world.py     the clock, the queue of events, chance
     network.py   between raft processes             disk.py   under them
-    node.py      raft and apply processes as actors that run the shipped turn()
-    clients.py   who asks                           faults.py what goes wrong
+    pipes.py     processes as the operating system sees them, and the pipes between those of one node
+    node.py      raft, apply and watch, running the shipped turn()
+    clients.py   who asks                           followers.py  who watches
+    faults.py    what goes wrong
     safety.py    what must hold after every turn    run.py    one seed from start to verdict
     mutants.py   wrong cores and shells, to show that each kind of wrong is seen
 

@@ -74,7 +74,7 @@ class _Totals:
 
     def add(self, seed: int, report: Report) -> None:
         self.news = []
-        for name in ("virtual", "operations", "answered", "maybe", "revisions", "elections", "undecided"):
+        for name in ("virtual", "operations", "answered", "maybe", "revisions", "heard", "elections", "undecided"):
             self.sums[name] += getattr(report, name)
         self.sums["runs"] += 1
         self.faults.update(report.faults)
@@ -90,7 +90,8 @@ class _Totals:
             f"{sums['runs']} runs, {len(self.failed)} failed; {sums['virtual'] / 3600:.2f} simulated hours in "
             f"{seconds:.0f} s ({sums['virtual'] / max(seconds, 0.001):.0f} times real time)\n"
             f"{sums['operations']} operations, {sums['answered']} answered, {sums['maybe']} maybe, "
-            f"{sums['revisions']} revisions, {sums['elections']} elections, {sums['undecided']} searches undecided\n"
+            f"{sums['revisions']} revisions, {sums['heard']} events watched, {sums['elections']} elections, "
+            f"{sums['undecided']} searches undecided\n"
             f"troubles: {_listed(self.faults)}\nseen: {_listed(self.seen)}"
         )
 

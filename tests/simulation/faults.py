@@ -16,12 +16,14 @@ from kvorum import wire
 from kvorum.wire import Kind, Method
 from tests.simulation.clients import Hub
 from tests.simulation.network import Network, Weather
-from tests.simulation.node import TICK, Actor, Node
+from tests.simulation.node import Node
+from tests.simulation.pipes import TICK, Actor
 from tests.simulation.world import MILLISECOND, SECOND, World
 
 FAILPOINTS = {
     "raft": ("raftBeforeSend", "raftBeforeSave", "raftAfterSave", "raftBeforeAcknowledge"),
     "apply": ("applyBeforeCommit", "applyAfterCommit", "applyBeforeSweep"),
+    "watch": ("watchBeforeSend",),
 }
 
 
@@ -106,7 +108,7 @@ class Faults:
             node.strike.clear()
             node.disk.breaking = node.disk.full = False
             node.disk.sync_min, node.disk.sync_max = MILLISECOND // 2, 3 * MILLISECOND
-            for actor in (node.raft, node.apply):
+            for actor in node.actors:
                 actor.tick_us = TICK
                 if actor.paused:
                     actor.resume()
@@ -124,7 +126,7 @@ class Faults:
         return self.nodes[rng.choice(list(self.nodes))]
 
     def _actor(self, node: Node) -> Actor:
-        return node.raft if self.world.happens(0.5) else node.apply
+        return self.world.rng.choices(node.actors, (4, 4, 1))[0]
 
     def _for_a_while(self, low: int, high: int, end: Callable[[], None]) -> None:
         def ended() -> None:
@@ -150,8 +152,8 @@ class Faults:
 
         def strike() -> None:
             for node in nodes if not self.ended else []:
-                node.kill(node.raft, power=power)
-                node.kill(node.apply, power=power)
+                for actor in node.actors:
+                    node.kill(actor, power=power)
                 node.disk.sync_min, node.disk.sync_max = MILLISECOND // 2, 3 * MILLISECOND
 
         if self.world.happens(0.5):
@@ -164,12 +166,12 @@ class Faults:
     def _failpoint(self) -> None:
         node = self._pick()
         rng = self.world.rng
-        name = rng.choice(FAILPOINTS["raft"] + FAILPOINTS["apply"])
+        name = rng.choice([point for points in FAILPOINTS.values() for point in points])
         node.strike[name] = rng.randrange(8)
 
     def _pause(self) -> None:
         node = self._pick()
-        actors = [node.raft, node.apply] if self.world.happens(0.3) else [self._actor(node)]
+        actors = node.actors if self.world.happens(0.3) else (self._actor(node),)
         for actor in actors:
             if actor.alive and not actor.paused:
                 self.world.tell(lambda actor=actor: f"{actor.name} is paused")

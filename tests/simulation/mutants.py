@@ -7,9 +7,9 @@ that the rule is kept somewhere else now.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.applyd import Applyd
 from cluster.internal import Committed
@@ -20,8 +20,10 @@ from cluster.raft.log import Log
 from cluster.raft.message import Message
 from cluster.raft.quorum import Outcome
 from cluster.raftd import Raftd
-from kvorum import errors, wire
+from cluster.reads import Reads
+from cluster.watchd import Seen, Stream, Watchd, Watcher, _event_field
 from kvorum import etcd_pb2 as pb
+from kvorum import wire
 from storage import codec
 from storage.entry import HardState
 from storage.history import Change
@@ -173,79 +175,89 @@ class AnswersBeforeTheCommit(Applyd):
     """A put is answered as soon as it is proposed."""
 
     def _propose(self) -> None:
-        callers = [caller for _, its in self._frames for caller in its]
+        for _, callers in self._frames:
+            for caller in callers:
+                if caller.method == wire.Method.PUT:
+                    self._reply(caller, Result(0, self.keyspace.revision + 1, b""))
         super()._propose()
-        for caller in callers:
-            if caller.method == wire.Method.PUT:
-                self._reply(caller, Result(0, self.keyspace.revision + 1, b""))
+
+
+class _NeverAsks(Reads):
+    def ask(self, now: int) -> int | None:
+        self._ripe.append((0, self._arrived))
+        self._arrived = []
+        return None
+
+
+class _DoesNotWait(Reads):
+    def ready(self, context: int, upto: int) -> None:
+        super().ready(context, 0)
+
+
+class _Joins(Reads):
+    def ask(self, now: int) -> int | None:
+        if self._asked and self._arrived:
+            next(iter(self._asked.values())).reads.extend(self._arrived)
+            self._arrived = []
+        return super().ask(now)
 
 
 class ReadsWithoutAsking(Applyd):
     """A linearizable read is answered from whatever is here."""
 
-    def _ask_reads(self) -> None:
-        reads = self._reads
-        if reads._arrived:
-            reads._ripe.append((0, reads._arrived))
-            reads._arrived = []
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._reads = _NeverAsks()
 
 
 class AnswersReadsTooEarly(Applyd):
     """Asks how far it must have applied, and doesn't wait until it has."""
 
-    def _answer_ripe(self) -> None:
-        ripe = self._reads._ripe
-        for at, (_, reads) in enumerate(ripe):
-            ripe[at] = (0, reads)
-        super()._answer_ripe()
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._reads = _DoesNotWait()
 
 
 class JoinsARunningRound(Applyd):
     """A read that arrives while a read index is under way is answered with that one, which is from before it."""
 
-    def _ask_reads(self) -> None:
-        reads = self._reads
-        if reads._asked and reads._arrived:
-            next(iter(reads._asked.values())).reads.extend(reads._arrived)
-            reads._arrived = []
-        super()._ask_reads()
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._reads = _Joins()
 
 
-class RefusesWhatItSent(Applyd):
-    """Tells callers "not done" when their time is up, whatever may become of the proposal."""
-
-    def _expire(self) -> None:
-        for pending in self._proposals._pending.values():
-            pending.attempts = 0
-        super()._expire()
-
-
-class TakesEveryNoForFinal(Applyd):
-    """Believes the refusal of one attempt although another is under way."""
-
-    def _rejected(self, number: int, reason: str) -> None:
-        pending = self._proposals._pending.get(number)
-        if pending is not None:
-            self._proposals._forget(pending)
-            for caller in pending.callers:
-                self._fail(caller, errors.TooManyRequests())
-
-
-class _Rotating(Proposals):
-    def settle(self, number: int, now: int) -> list[Caller]:
-        callers = super().settle(number, now)
-        return callers[1:] + callers[:1] if len({caller.method for caller in callers}) == 1 else callers
-
-
-class MixesUpAnswers(Applyd):
-    """In a batch of several, each caller hears what the next one should (RELIABILITY T5)."""
+class ShowsWhatItOpens(Applyd):
+    """A fresh process answers serializable reads from a store that is older than what was shown before it."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._proposals.__class__ = _Rotating
+        self._reads.begin_anyway()
 
 
-class _Renumbering(Proposals):
+class _RefusesWhatItSent(Proposals):
+    def expire(self, limit: int) -> Iterable[Pending]:
+        for pending in super().expire(limit):
+            pending.attempts = 0
+            yield pending
+
+
+class _TakesEveryNoForFinal(Proposals):
+    def rejected(self, number: int, now: int, *, final: bool) -> list[Caller]:
+        pending = self._pending.get(number)
+        if pending is None:
+            return []
+        self._forget(pending)
+        return pending.callers
+
+
+class _MixesUp(Proposals):
+    def settle(self, number: int, now: int) -> list[Caller]:
+        callers = super().settle(number, now)
+        alike = len({caller.method for caller in callers}) == 1
+        return callers[1:] + callers[:1] if alike else callers
+
+
+class _ProposesAnew(Proposals):
     def _send(self, pending: Pending, now: int) -> None:
         if pending.attempts:
             self._number += 1
@@ -254,12 +266,38 @@ class _Renumbering(Proposals):
         super()._send(pending, now)
 
 
-class ProposesAnewUnderANewNumber(Applyd):
-    """A batch whose fate is unknown goes into the log a second time as a new one."""
+class _OtherProposals(Applyd):
+    """With the bookkeeping of proposals replaced."""
+
+    kind: type[Proposals]
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._proposals.__class__ = _Renumbering
+        self._proposals = self.kind(self.node.member_id, self.epoch, self._to_leader, self._election_ticks)
+
+
+class RefusesWhatItSent(_OtherProposals):
+    """Tells callers "not done" when their time is up, whatever may become of the proposal."""
+
+    kind = _RefusesWhatItSent
+
+
+class TakesEveryNoForFinal(_OtherProposals):
+    """Believes the refusal of one attempt although another is under way."""
+
+    kind = _TakesEveryNoForFinal
+
+
+class MixesUpAnswers(_OtherProposals):
+    """In a batch of several, each caller hears what the next one should (RELIABILITY T5)."""
+
+    kind = _MixesUp
+
+
+class ProposesAnewUnderANewNumber(_OtherProposals):
+    """A batch whose fate is unknown goes into the log a second time as a new one."""
+
+    kind = _ProposesAnew
 
 
 class TellsTheRevisionOfNow(Applyd):
@@ -284,7 +322,50 @@ class AnswersOldSessions(Raftd):
         return self._attached
 
 
+class DropsWhenFull(Watchd):
+    """What a watcher's connection has no room for is gone (RELIABILITY T7)."""
+
+    def _send(self, stream: Stream, payloads: list[bytes]) -> bool:
+        super()._send(stream, payloads)
+        return True
+
+
+class BelievesItIsSynced(Watchd):
+    """A watcher that lacks the past is served the present."""
+
+    def _place(self, watcher: Watcher) -> None:
+        super()._place(watcher)
+        watcher.synced = True
+
+
+class TellsOfProgressTooEarly(Watchd):
+    """Progress from another counter than the stream's own (etcd #15220)."""
+
+    def _notify_progress(self, watcher: Watcher) -> None:
+        if watcher.next <= self._head:
+            self._send(watcher.stream, [self._response(watcher, [])])
+
+
+class CutsWithinARevision(Watchd):
+    """Answers are cut wherever they are full."""
+
+    def _parts(self, watcher: Watcher, wanted: list[Seen], covered: int) -> Iterable[tuple[list[bytes], int]]:
+        for seen in wanted:
+            yield [self._response(watcher, [_event_field(seen, watcher.prev_kv)])], seen.revision
+        yield [], covered
+
+
 # ---- the store
+
+
+T = TypeVar("T", bound=Turn)
+
+
+def _as(kind: type[T], turn: Turn) -> T:
+    """The same turn, with another class's habits."""
+    turn.__class__ = kind
+    assert isinstance(turn, kind)
+    return turn
 
 
 class _ForgetfulTurn(Turn):
@@ -298,7 +379,7 @@ class AppliesCopies(Keyspace):
     """Doesn't know which batches it has applied."""
 
     def begin(self) -> Turn:
-        return _ForgetfulTurn(self)
+        return _as(_ForgetfulTurn, super().begin())
 
 
 class WritesTheIndexApart(Keyspace):
@@ -341,7 +422,7 @@ class DependsOnTheMember(Keyspace):
         self._restarted = self.revision > 1
 
     def begin(self) -> Turn:
-        turn = _OwnMindedTurn(self)
+        turn = _as(_OwnMindedTurn, super().begin())
         turn._own = self._restarted
         return turn
 
@@ -362,7 +443,7 @@ class SweepsTooMuch(Keyspace):
 
 def _weather_of_figure_8(plan: Plan) -> None:
     """Leaders that are struck down at their election, entries that travel one by one."""
-    plan.members, plan.append_bytes, plan.climate.delay_max = 3, 1, MILLISECOND
+    plan.members, plan.sizes.append_bytes, plan.climate.delay_max = 3, 1, MILLISECOND
     plan.temper = Temper(4 * SECOND, {"depose": 1}, jinx=0.9)
 
 
@@ -402,9 +483,15 @@ def _restless_processes(plan: Plan) -> None:
     plan.knobs.flush_ticks, plan.knobs.floor_ticks = 3, 2
 
 
+def _slow_watchers(plan: Plan) -> None:
+    """Everybody watches, and their servers come and go."""
+    plan.followers, plan.members = 3, 3
+    plan.temper = Temper(SECOND, {"kill": 2, "pause": 2}, jinx=0.0)
+
+
 def _lost_proposals(plan: Plan) -> None:
     """Members that are cut off with what they have proposed, and clients who wait until they are told."""
-    plan.members, plan.timeout_ticks, plan.habits.patience_max = 3, 15, 20 * SECOND
+    plan.members, plan.sizes.timeout_ticks, plan.habits.patience_max = 3, 15, 20 * SECOND
     plan.climate.delay_max, plan.climate.loss = 150 * MILLISECOND, 0.01
     plan.temper = Temper(SECOND, {"depose": 3, "transfer": 3, "clog": 2, "slow_disk": 2, "pause": 2}, jinx=0.2)
 
@@ -420,8 +507,16 @@ class Mutant:
     plan: Callable[[Plan], None] | None
 
 
-def _of(cls: type, plan: Callable[[Plan], None] | None = None, seeds: int = 60) -> Mutant:
-    kinds = {Raft: "raft", Log: "log", SimWal: "wal", Raftd: "raftd", Applyd: "applyd", Keyspace: "keyspace"}
+def _of(cls: type, plan: Callable[[Plan], None] | None = None, seeds: int = 120) -> Mutant:
+    kinds = {
+        Raft: "raft",
+        Log: "log",
+        SimWal: "wal",
+        Raftd: "raftd",
+        Applyd: "applyd",
+        Watchd: "watchd",
+        Keyspace: "keyspace",
+    }
     part = next(name for base, name in kinds.items() if issubclass(cls, base))
     return Mutant(cls.__name__, lambda: Shells(**{part: cls}), seeds, plan)
 
@@ -447,11 +542,16 @@ MUTANTS = [
     _of(ReadsWithoutAsking),
     _of(AnswersReadsTooEarly),
     _of(JoinsARunningRound, _slow_roads),
+    _of(ShowsWhatItOpens, _restless_processes),
     _of(RefusesWhatItSent, _lost_proposals),
     _of(TakesEveryNoForFinal, _lost_proposals),
     _of(MixesUpAnswers),
     _of(ProposesAnewUnderANewNumber),
     _of(TellsTheRevisionOfNow),
+    _of(DropsWhenFull, _slow_watchers),
+    _of(BelievesItIsSynced, _slow_watchers),
+    _of(TellsOfProgressTooEarly, _slow_watchers),
+    _of(CutsWithinARevision, _slow_watchers),
     _of(GivesUpTheLogTooEarly, _restless_processes),
     _of(AnswersOldSessions),
     _of(AppliesCopies),

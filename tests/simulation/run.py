@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 import cluster.applyd
 import cluster.raftd
+import cluster.watchd
 import storage.compaction
 import storage.reads
 from cluster.config import NodeConfig, resolve
@@ -32,9 +33,11 @@ from tests.checkers.linearizability import Undecided, check_linearizable
 from tests.checkers.replay import check_replay
 from tests.simulation.clients import Client, Habits, Hub
 from tests.simulation.faults import Faults, Temper
+from tests.simulation.followers import Follower
 from tests.simulation.network import Network, Weather
-from tests.simulation.node import ELECTION_TICKS, TICK, Actor, Node, Shells
-from tests.simulation.safety import Safety, Violation
+from tests.simulation.node import ELECTION_TICKS, Node, Shells, Sizes
+from tests.simulation.pipes import TICK, Actor
+from tests.simulation.safety import Safety
 from tests.simulation.world import MILLISECOND, SECOND, World
 
 SECONDS = 30
@@ -57,6 +60,7 @@ class Knobs:
     backlog_entries: int
     sweep_changes: int
     read_slice_bytes: int
+    history_bytes: int
 
     @classmethod
     def draw(cls, rng: random.Random) -> Knobs:
@@ -70,6 +74,7 @@ class Knobs:
             backlog_entries=rng.choice((20, 200, 5_000)),
             sweep_changes=rng.choice((3, 20, 1_000)),
             read_slice_bytes=rng.choice((600, 2_000, 1 << 20)),
+            history_bytes=rng.choice((200, 2_000, 1 << 20)),
         )
 
     @contextmanager
@@ -86,6 +91,8 @@ class Knobs:
             (cluster.raftd, "WINDOW_BYTES", self.window_bytes),
             (cluster.raftd, "SLICE_BYTES", self.slice_bytes),
             (cluster.raftd, "hit", hit),
+            (cluster.watchd, "HISTORY_BYTES", self.history_bytes),
+            (cluster.watchd, "hit", hit),
             (storage.compaction, "STEP_CHANGES", self.sweep_changes),
             (storage.reads, "SLICE_BYTES", self.read_slice_bytes),
         ]
@@ -110,10 +117,8 @@ class Plan:
     knobs: Knobs
     climate: Weather
     wake_max: int
-    memory_bytes: int
-    append_bytes: int
-    uncommitted_bytes: int
-    timeout_ticks: int
+    sizes: Sizes
+    followers: int
 
     @classmethod
     def draw(cls, rng: random.Random, seconds: int) -> Plan:
@@ -148,10 +153,13 @@ class Plan:
                 delay_max=rng.choice((1, 1, 5, 30, 150)) * MILLISECOND,
             ),
             wake_max=rng.choice((100, 1_000, 5_000)),
-            memory_bytes=rng.choice((0, 2_000, 16 << 20)),
-            append_bytes=rng.choice((1, 300, 1 << 20)),
-            uncommitted_bytes=rng.choice((500, 5_000, 64 << 20)),
-            timeout_ticks=rng.choice((15, 30, 70)),  # 70 with etcd's default settings
+            sizes=Sizes(
+                memory_bytes=rng.choice((0, 2_000, 16 << 20)),
+                append_bytes=rng.choice((1, 300, 1 << 20)),
+                uncommitted_bytes=rng.choice((500, 5_000, 64 << 20)),
+                timeout_ticks=rng.choice((15, 30, 70)),  # 70 with etcd's default settings
+            ),
+            followers=rng.choice((0, 1, 3)),
         )
 
 
@@ -169,6 +177,7 @@ class Report:
     revisions: int = 0
     entries: int = 0
     elections: int = 0
+    heard: int = 0
     undecided: bool = False
     faults: dict[str, int] = field(default_factory=dict)
     seen: Counter[str] = field(default_factory=Counter)
@@ -207,12 +216,10 @@ class Run:
                 self.network,
                 self.safety,
                 shells or Shells(),
-                memory_bytes_max=self.plan.memory_bytes,
-                append_bytes_max=self.plan.append_bytes,
-                uncommitted_bytes_max=self.plan.uncommitted_bytes,
-                timeout_ticks=self.plan.timeout_ticks,
-                restart=self._died,
+                self.plan.sizes,
+                died=self._died,
                 reply=lambda name, frame, id=config.member_id: self.hub.to_client(id, name, frame),
+                publish=self._publish,
             )
             for config in configs
         }
@@ -224,6 +231,17 @@ class Run:
         self.clients = [
             Client(self.world, self.hub, self.plan.habits, id, list(self.nodes), self.history)
             for id in range(1, self.plan.habits.clients + 1)
+        ]
+        self.followers = [
+            Follower(
+                self.world,
+                self.safety,
+                id,
+                list(self.nodes),
+                (b"g", b"h") if id == 1 else (b"g%d/" % (id % 3), b"g%d0" % (id % 3)),
+                self._to_watch,
+            )
+            for id in range(1, self.plan.followers + 1)
         ]
 
     def go(self) -> Report:
@@ -238,9 +256,9 @@ class Run:
         """All is started; what the caller does meanwhile is the trouble; then it is healed and judged into `report`."""
         with self.plan.knobs.turned(self._hit):
             for node in self.nodes.values():
-                node.start_raft()
-                node.start_apply()
-            for client in self.clients:
+                for actor in node.actors:
+                    node.start(actor)
+            for client in [*self.clients, *self.followers]:
                 client.start()
             yield
             self.world.tell(lambda: "-- healed")
@@ -273,36 +291,41 @@ class Run:
         node.hit(name)
 
     def _deliver(self, to: int, sender: int, frame: bytes) -> None:
-        self.nodes[to].raft.receive(b"", frame)
+        self.nodes[to].raft.receive("peers", b"", frame)
 
     def _from_client(self, member: int, name: bytes, frame: bytes) -> bool:
         apply = self.nodes[member].apply
-        if apply.alive:
-            apply.receive(name, frame)
+        apply.receive("clients", name, frame)
         return apply.alive
+
+    def _to_watch(self, member: int, name: bytes, frame: bytes) -> bool:
+        watch = self.nodes[member].watch
+        watch.receive("clients", name, frame)
+        return watch.alive
+
+    def _publish(self, name: bytes, frame: bytes) -> bool | None:
+        follower = next((follower for follower in self.followers if follower.name == name), None)
+        return None if follower is None else follower.offer(frame)
 
     def _died(self, node: Node, actor: Actor) -> None:
         """The supervisor: what died is started again, sooner or later."""
         if actor is node.apply:
             self.hub.broken(node.id)
-        if not (self.supervised or self.healing):
-            return
-        run = actor.runs
-        wait = self.world.between(5 * MILLISECOND, 50 * MILLISECOND if self.healing else 2 * SECOND)
-        self.world.after(wait, lambda: self._start(node, actor, run))
-
-    def _start(self, node: Node, actor: Actor, run: int) -> None:
-        if actor.alive or actor.runs != run:
-            return
-        if actor is node.raft:
-            node.start_raft()
-        else:
-            node.start_apply()
+        elif actor is node.watch:
+            for follower in self.followers:
+                if follower.member == node.id:
+                    follower.lost()
+        if self.supervised or self.healing:
+            run = actor.runs
+            wait = self.world.between(5 * MILLISECOND, 50 * MILLISECOND if self.healing else 2 * SECOND)
+            self.world.after(wait, lambda: node.start(actor) if actor.runs == run else None)
 
     def _revive(self) -> None:
+        for follower in self.followers:
+            follower.healed = True
         for node in self.nodes.values():
-            for actor in (node.raft, node.apply):
-                self._start(node, actor, actor.runs)
+            for actor in node.actors:
+                node.start(actor)
 
     # ---- after healing
 
@@ -318,13 +341,16 @@ class Run:
         self.safety.check(not waiting, f"members {list(waiting)} answer no write {RECOVERY / SECOND:g} s after healing")
 
     def _converge(self) -> None:
+        """Nobody asks for anything any more: all stores must come to hold the same, and all who watch to know it."""
         deadline = self.world.now + CONVERGENCE
         while self.world.now < deadline:
             self.let(ELECTION // 2)
-            if all(not client._waiting for client in self.clients) and self._converged():
+            converged, missing = self._converged(), [follower.missing for follower in self.followers]
+            if converged and not any(missing):
                 return
         places = {id: node.applyd and node.applyd.keyspace.applied for id, node in self.nodes.items()}
-        raise Violation(f"the stores do not converge: applied {places} of {len(self.safety.committed) - 1}")
+        self.safety.check(converged, f"stores do not converge: {places} of {len(self.safety.committed) - 1}")
+        self.safety.check(not any(missing), f"those who watch do not hear of revisions {missing}")
 
     def _converged(self) -> bool:
         committed = len(self.safety.committed) - 1
@@ -354,6 +380,7 @@ class Run:
             elections=self.safety.elections,
             faults=self.faults.counts,
             seen=self.world.seen,
+            heard=sum(follower.heard for follower in self.followers),
         )
         seen = report.seen
         for op in self.history:

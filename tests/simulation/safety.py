@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from zlib import crc32
 
+from cluster.applyd import FRESH_ELECTIONS, Applyd
 from cluster.raft import message as peer
 from cluster.raft.core import Role
 from cluster.raft.message import MessageType
@@ -25,7 +26,7 @@ from kvorum import etcd_pb2 as pb
 from storage import codec
 from storage.entry import Entry
 from storage.keyspace import Change
-from tests.simulation.node import Node, Watchman
+from tests.simulation.node import ELECTION_TICKS, Node, Watchman
 from tests.simulation.world import World
 
 
@@ -47,7 +48,9 @@ class Safety(Watchman):
         self._states: dict[int, tuple[int, int]] = {}  # by applied index: revision, compacted
         self._digests: dict[int, int] = {}  # by applied index: all keys
         self.truth: dict[int, list[bytes]] = {}  # by revision: encoded events
+        self._parsed: dict[int, list[pb.Event]] = {}
         self._told: dict[int, int] = {}  # by member: newest revision whose events it has told
+        self._shown: dict[int, int] = {}  # by member: newest revision that its answers may have shown
         self._fed = 0
         self._batches: set[bytes] = set()
         self.elections = 0
@@ -215,6 +218,7 @@ class Safety(Watchman):
         assert node.applyd is not None
         keyspace = node.applyd.keyspace
         applied, term = keyspace.applied
+        self._shows(node, node.applyd)
         if applied == self._applied.get(node.id):
             return
         self._applied[node.id] = applied
@@ -226,6 +230,18 @@ class Safety(Watchman):
             here == there,
             f"at entry {applied} member {node.id} is at (revision, compacted) {here}, another was at {there}",
         )
+
+    def _shows(self, node: Node, applyd: Applyd) -> None:
+        """What a member has once shown it doesn't take back: not even after a crash, not even to serializable reads.
+        Only if it cannot find out in time what it has shown before may it begin from what it has (cluster/reads.py)."""
+        if applyd._reads.fresh:
+            return
+        revision, before = applyd.keyspace.revision, self._shown.get(node.id, 1)
+        if revision < before:
+            out_of_time = applyd._ticks > FRESH_ELECTIONS * ELECTION_TICKS
+            self.check(out_of_time, f"member {node.id} shows revision {revision}, and has shown {before} before")
+            self.world.seen["shown again what is old"] += 1
+        self._shown[node.id] = revision
 
     def compare_stores(self) -> None:
         """All that a store holds, but for what awaits a sweep, is the same at the same applied index."""
@@ -251,8 +267,8 @@ class Safety(Watchman):
             self.check(
                 known == events, f"member {node.id} tells other events of revision {number} than were told before"
             )
-        self.check(told == revision, f"member {node.id} has told up to revision {told} and says {revision}")
         self._told[node.id] = told
+        self.check(told == revision, f"member {node.id} has told up to revision {told} and says {revision}")
 
     def opened(self, node: Node) -> None:
         """An apply process has opened its store: it will tell what comes after."""
@@ -260,14 +276,17 @@ class Safety(Watchman):
         self._told[node.id] = node.applyd.keyspace.revision
         self._applied.pop(node.id, None)
 
-    def last_look(self, node: Node) -> None:
-        """An apply process dies. What it has committed and not told may be on disk, and would then never be told."""
-        if node.applyd is None:
-            return
-        keyspace, told = node.applyd.keyspace, self._told.get(node.id, 1)
-        if keyspace.revision > told >= keyspace.compacted:
-            self.changed(node, keyspace.history(told + 1, keyspace.revision, 1 << 30), keyspace.revision)
+    @property
+    def revision(self) -> int:
+        """The newest revision that any store has committed."""
+        return len(self.truth) + 1
+
+    def events_of(self, revision: int) -> list[pb.Event]:
+        found = self._parsed.get(revision)
+        if found is None:
+            found = self._parsed[revision] = [pb.Event.FromString(event) for event in self.truth.get(revision, [])]
+        return found
 
     def events(self) -> dict[int, list[pb.Event]]:
         """The truth, for the judges of histories."""
-        return {revision: [pb.Event.FromString(event) for event in events] for revision, events in self.truth.items()}
+        return {revision: self.events_of(revision) for revision in self.truth}

@@ -15,7 +15,8 @@ from kvorum import etcd_pb2 as pb
 from kvorum.errors import NoLeader, TimedOut
 from tests.simulation.faults import Temper
 from tests.simulation.network import Weather
-from tests.simulation.node import TICK, Node
+from tests.simulation.node import Node
+from tests.simulation.pipes import TICK
 from tests.simulation.run import ELECTION, Plan, Probe, Run
 from tests.simulation.world import MILLISECOND, SECOND
 
@@ -25,7 +26,7 @@ SEEDS = pytest.mark.parametrize("seed", range(3))
 def _calm(plan: Plan) -> None:
     plan.members, plan.temper, plan.climate = 3, Temper(SECOND, {}, 0.0), Weather()
     plan.habits.clients, plan.habits.roam, plan.habits.think_max = 4, 0.5, 600 * MILLISECOND
-    plan.habits.batch_max, plan.habits.patience_max, plan.timeout_ticks = 2, 20 * SECOND, 30
+    plan.habits.batch_max, plan.habits.patience_max, plan.sizes.timeout_ticks = 2, 20 * SECOND, 30
     plan.habits.weights["noise"] = 0  # it asks for other leaders
     plan.wake_max = 1_000
 
@@ -66,7 +67,7 @@ def _answers(run: Run, member: int) -> dict[str, bool]:
         client.stopped = True
     for probe in probes.values():
         probe.ask()
-    run.let(run.plan.timeout_ticks * TICK + ELECTION)
+    run.let(run.plan.sizes.timeout_ticks * TICK + ELECTION)
     return {name: probe.answered for name, probe in probes.items()}
 
 
@@ -198,8 +199,8 @@ def test_a_member_that_was_away_for_long_catches_up(seed: int) -> None:
         away.kill(away.apply)
         run.let(20 * SECOND)
         missing = len(run.safety.committed) - 1
-        away.start_raft()
-        away.start_apply()
+        away.start(away.raft)
+        away.start(away.apply)
         run.let(3 * ELECTION)
         assert away.applyd is not None
         assert away.applyd.keyspace.applied[0] >= missing
@@ -214,8 +215,8 @@ def test_all_members_lose_power_at_once_and_serve_again(seed: int) -> None:
             node.kill(node.apply, power=True)
         run.let(SECOND)
         for node in run.nodes.values():
-            node.start_raft()
-            node.start_apply()
+            node.start(node.raft)
+            node.start(node.apply)
         assert _until_a_write(run, list(run.nodes)) <= 3 * ELECTION
 
 
@@ -247,7 +248,7 @@ def test_raft_that_wakes_up_to_many_questions_of_apply_answers_as_if_to_one(seed
         node = run.nodes[_others(run, leader)[0]]
         node.raft.pause()
         node.kill(node.apply)
-        node.start_apply()
+        node.start(node.apply)
         run.let(SECOND)
         node.raft.resume()
         run.let(SECOND)

@@ -7,7 +7,7 @@ from cluster.raft.message import DropReason, Message, MessageType
 from storage.entry import Entry, HardState
 from tests.simulation.disk import Disk, SimWal
 from tests.simulation.network import Network, Weather
-from tests.simulation.node import Pipe
+from tests.simulation.pipes import Pipe
 from tests.simulation.world import MILLISECOND, SECOND, World
 
 
