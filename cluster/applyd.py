@@ -7,7 +7,8 @@
 Why an answer is true. A write is answered only from the result of applying its own entry, which is committed, and only
 after the store batch with it is visible here: who was answered and asks again, here, sees it. A linearizable read is
 answered from a state that has applied at least the index which the leader confirmed after the read had arrived.
-What a fresh process may show is in cluster/reads.py, and why a batch may be proposed again in cluster/proposals.py.
+What a fresh process may show is in cluster/reads.py, why a batch may be proposed again in cluster/proposals.py, and
+what becomes of answers that nobody takes in cluster/outbox.py.
 
 Why a crash loses nothing. Nothing here is owed to anybody but the store's content, and that is rebuilt from the log:
 after a restart raft sends every entry after the store's applied index, and the store asserts that none is missing.
@@ -54,6 +55,7 @@ from cluster.internal import (
 from cluster.links import ApplyLink, ClientFrame
 from cluster.metrics import ApplyBoard
 from cluster.node import Node
+from cluster.outbox import Outbox
 from cluster.process import Process, exit_for
 from cluster.proposals import AfterSweep, Caller, Proposals
 from cluster.reads import Read, Reads
@@ -73,6 +75,7 @@ BACKLOG_ENTRIES_MAX = 5000
 """etcd's bound on committed - applied. Past either, new writes get "too many requests" at once."""
 REPORT_BYTES = 1 << 20
 READS_MAX = 100_000
+READS_BYTES_MAX = 64 << 20
 SCANS_PER_TURN = 4
 FRESH_ELECTIONS = 3
 SLOW_SECONDS = 0.1
@@ -91,8 +94,8 @@ class Link(Protocol):
     def to_raft(self, message: Message) -> None: ...
     def to_watch(self, message: Message) -> None: ...
 
-    def reply(self, identity: bytes, records: Sequence[bytes]) -> None:
-        """Send records to a client as one frame. Drops them if the client is gone or doesn't read."""
+    def reply(self, identity: bytes, records: Sequence[bytes]) -> list[bytes] | None:
+        """Send records to a client. Returns those that its queue has no room for now, None if it is gone."""
         ...
 
 
@@ -125,10 +128,10 @@ class Applyd:
         self._ticks = 0
         # This wake-up's harvest.
         self._frames: list[tuple[bytes, list[Caller]]] = []
-        self._out: dict[bytes, list[bytes]] = {}
         # What is under way.
         self._proposals = Proposals(node.member_id, epoch, self._to_leader, election_ticks)
         self._reads = Reads()
+        self._outbox = Outbox(link.reply, board.replies_dropped.add)
         self._scans: deque[tuple[Caller, Scan]] = deque()
         self._sweeping = True
         self._unreported = 0  # bytes applied since raft was last told
@@ -168,14 +171,17 @@ class Applyd:
         self._ask_reads()
         self._answer_ripe()
         self._background()
-        for identity, records in self._out.items():
-            self.link.reply(identity, records)
-        self._out.clear()
+        self._outbox.flush()
 
     @property
     def idle(self) -> bool:
         """Nothing to do before something arrives."""
-        return not (self._scans or self._sweeping)
+        return not (self._scans or self._sweeping or self._outbox.busy)
+
+    @property
+    def stuck(self) -> bool:
+        """A client's queue is full, and nothing will tell us when it isn't any more."""
+        return self._outbox.stuck
 
     def _handle(self, item: Tick | Message) -> None:
         match item:
@@ -292,7 +298,7 @@ class Applyd:
     def _take(self, client: ClientFrame) -> None:
         identity, frame = client
         try:
-            records = wire.decode(frame)
+            records = wire.decode(frame, wire.BATCH_RECORDS_MAX)
         except wire.MalformedBatch as error:
             self._fail(Caller(identity, 0, 0), errors.Malformed(f"kvorum: {error}"))
             return
@@ -331,9 +337,11 @@ class Applyd:
             self._guard(method, payload)
             return True
         serializable = path is Path.SERIALIZABLE
+        if len(payload) > self.limits.max_request_bytes:
+            raise errors.RequestTooLarge
         if serializable and not self._reads.fresh:
             self._read(caller, payload)
-        elif self._reads.waiting >= READS_MAX:
+        elif self._reads.waiting >= READS_MAX or self._reads.bytes + len(payload) > READS_BYTES_MAX:
             raise errors.TooManyRequests
         else:
             self._reads.add(Read(caller, payload, self._ticks), serializable=serializable)
@@ -387,8 +395,13 @@ class Applyd:
         if not self._reads.fresh:
             self.feed.caught_up(self._status.term)
 
-    def _read(self, caller: Caller, payload: bytes) -> None:
-        """Answer from the store as it is, at once or, if it takes long, slice by slice."""
+    def _read(self, caller: Caller, payload: bytes, *, due: bool = False) -> None:
+        """Answer from the store as it is, at once or, if it takes long, slice by slice; or, unless it is `due`, when
+        there is room for the answer."""
+        if not (due or self._outbox.calm or self._outbox.may_read(caller, payload)):
+            if not self._outbox.wait(caller, payload):
+                self._fail(caller, errors.TooManyRequests())
+            return
         if caller.method == Method.MEMBER_LIST:
             self._reply_members(caller)
             return
@@ -399,6 +412,7 @@ class Applyd:
             return
         if isinstance(result, Scan):
             self._scans.append((caller, result))
+            self._outbox.begin_scan(caller.identity)
         else:
             self._reply(caller, result)
 
@@ -416,11 +430,7 @@ class Applyd:
 
     def _put(self, caller: Caller, status: int, payload: bytes) -> None:
         record = wire.HEADER.pack(len(payload), caller.method, 1, status, caller.id) + payload
-        out = self._out.get(caller.identity)
-        if out is None:
-            self._out[caller.identity] = [record]
-        else:
-            out.append(record)
+        self._outbox.put(caller.identity, record)
 
     # ---- calls that are not about keys
 
@@ -530,12 +540,15 @@ class Applyd:
     # ---- what takes long
 
     def _background(self) -> None:
+        for caller, payload in self._outbox.due():
+            self._read(caller, payload, due=True)
         for _ in range(min(SCANS_PER_TURN, len(self._scans))):
             caller, scan = self._scans.popleft()
             result = scan.step()
             if result is None:
                 self._scans.append((caller, scan))
             else:
+                self._outbox.end_scan(caller.identity)
                 self._reply(caller, result)
         if self._sweeping:
             hit("applyBeforeSweep")
@@ -588,7 +601,7 @@ def main(argv: Sequence[str]) -> int:
     process.settle()
     try:
         while not process.stopping:
-            link.wait(idle=applyd.idle)
+            link.wait(idle=applyd.idle, stuck=applyd.stuck)
             applyd.turn()
     except Superseded as error:
         return process.fatal(1, str(error))

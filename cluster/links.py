@@ -23,8 +23,10 @@ from kvorum import wire
 
 Context = zmq.Context[zmq.Socket[bytes]]
 TURN_FRAMES = 4096
-TURN_BYTES = 8 << 20
-"""About as much of clients' input as one turn takes."""
+TURN_BYTES = 2 << 20
+"""About as much of clients' input as one turn takes: up to 130,000 records of nothing, and more for one large frame."""
+STUCK_MS = 2
+"""How soon a client is tried again whose queue was full."""
 
 
 class ClientFrame(NamedTuple):
@@ -62,8 +64,8 @@ class _Ends:
             self._poller.register(source, zmq.POLLIN)
         self._ready: dict[zmq.Socket[bytes] | int, int] = {}
 
-    def wait(self, *, idle: bool) -> None:
-        self._ready = dict(self._poller.poll(self._ticker.wait_ms() if idle else 0))
+    def wait(self, *, idle: bool, ms_max: int = 1 << 30) -> None:
+        self._ready = dict(self._poller.poll(min(self._ticker.wait_ms(), ms_max) if idle else 0))
 
     def drain(self, socket: zmq.Socket[bytes]) -> Iterator[list[bytes]]:
         return _drain(socket) if socket in self._ready else iter(())
@@ -212,16 +214,16 @@ class ApplyLink:
 
     def __init__(self, context: Context, node: NodeConfig, board: ApplyBoard) -> None:
         self._board = board
-        self._clients = sockets.client_listener(context, [node.listen_native])
+        self._clients = sockets.client_listener(context, [node.listen_native], sockets.ANSWERS_MAX)
         self._raft = sockets.local_caller(context, node.ipc("raft"))
         self._watch = sockets.local_listener(context, node.ipc("watch"))
         self._watcher = b""
         self._ticker = Ticker(node.heartbeat_ms / 1000)
         self._ends = _Ends(self._ticker, self._clients, self._raft, self._watch)
 
-    def wait(self, *, idle: bool) -> None:
-        """Until something arrives or the next tick is due."""
-        self._ends.wait(idle=idle)
+    def wait(self, *, idle: bool, stuck: bool) -> None:
+        """Until something arrives or the next tick is due; not long if `stuck` answers are to be tried again."""
+        self._ends.wait(idle=idle, ms_max=STUCK_MS if stuck else 1 << 30)
 
     def receive(self) -> Iterator[Tick | ClientFrame | Message]:
         for (frame,) in self._ends.drain(self._raft):
@@ -244,19 +246,25 @@ class ApplyLink:
     def to_watch(self, message: Message) -> None:
         self._watch.send_multipart([self._watcher, internal.encode(message)])
 
-    def reply(self, identity: bytes, records: Sequence[bytes]) -> None:
+    def reply(self, identity: bytes, records: Sequence[bytes]) -> list[bytes] | None:
+        sent = 0
         for frame, count in frames_of(records):
-            if _send(self._clients, identity, frame):
-                self._board.sent_bytes.add(len(frame))
-            else:
-                self._board.replies_dropped.add(count)  # it is gone, or it doesn't read: nobody else waits for it
+            taken = _send(self._clients, identity, frame)
+            if taken is None:
+                self._board.replies_dropped.add(len(records) - sent)
+                return None
+            if not taken:
+                break
+            sent += count
+            self._board.sent_bytes.add(len(frame))
+        return list(records[sent:])
 
 
 class WatchLink:
     """Clients' watch streams, and this node's apply process."""
 
     def __init__(self, context: Context, node: NodeConfig) -> None:
-        self._clients = sockets.client_listener(context, [node.listen_watch])
+        self._clients = sockets.client_listener(context, [node.listen_watch], sockets.WATCH_MAX)
         self._apply = sockets.local_caller(context, node.ipc("watch"))
         self._ticker = Ticker(node.heartbeat_ms / 1000)
         self._ends = _Ends(self._ticker, self._clients, self._apply)

@@ -41,6 +41,8 @@ class Reads:
         self.fresh = True
         """This process has not caught up yet with what was shown before it."""
         self.waiting = 0
+        self.bytes = 0
+        """What all waiting reads take."""
         self._context = 0
         self._arrived: list[Read] = []
         self._early: list[Read] = []  # serializable ones that wait for the first catching up
@@ -50,6 +52,7 @@ class Reads:
     def add(self, read: Read, *, serializable: bool = False) -> None:
         """A serializable read comes here only while `fresh`."""
         self.waiting += 1
+        self.bytes += len(read.payload)
         (self._early if serializable else self._arrived).append(read)
 
     def ask(self, now: int) -> int | None:
@@ -95,8 +98,12 @@ class Reads:
         if self._early and not self.fresh:
             taken += self._early
             self._early = []
-        self.waiting -= len(taken)
+        self._gone(taken)
         return taken
+
+    def _gone(self, reads: list[Read]) -> None:
+        self.waiting -= len(reads)
+        self.bytes -= sum(len(read.payload) for read in reads)
 
     def begin_anyway(self) -> None:
         self.fresh = False
@@ -107,5 +114,5 @@ class Reads:
         if given_up:
             self._arrived = [read for read in self._arrived if read.born > limit]
             self._early = [read for read in self._early if read.born > limit]
-            self.waiting -= len(given_up)
+            self._gone(given_up)
         return given_up

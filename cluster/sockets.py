@@ -5,7 +5,8 @@
     peers, calling     DEALER tcp         IMMEDIATE, few queued, LINGER 0: what a dead peer would have got is dropped,
                                           since Raft repeats itself and a returning peer must not get a stale flood
     clients            ROUTER tcp         MANDATORY: a full queue or a vanished client is an error for us, not a silent
-                                          drop; few queued each way: a client which never reads costs little
+                                          drop; few queued, and of answers, which may be large, hardly any: a client
+                                          that never reads costs little (cluster/outbox.py)
     own processes      ROUTER/DEALER ipc  no limit here: the conversations have windows (cluster/internal.py)
 
 What comes over TCP is bounded in size before it is read (MAXMSGSIZE), and a connection that doesn't finish its
@@ -22,6 +23,12 @@ import zmq
 from kvorum import wire
 
 PEER_BYTES_MAX = 2 * wire.BATCH_BYTES_MAX
+REQUESTS_MAX = 16
+"""Messages of a client, each up to the size of a batch, that wait to be taken in; then TCP holds it back."""
+ANSWERS_MAX = 2
+"""Messages of answers queued for a client, beside the one that is being sent."""
+WATCH_MAX = 64
+"""Messages of changes queued for a client."""
 
 
 def _tcp(socket: zmq.Socket[bytes], *, bytes_max: int, queue: int) -> None:
@@ -62,10 +69,11 @@ def peer_caller(context: zmq.Context[zmq.Socket[bytes]], url: str) -> zmq.Socket
     return socket
 
 
-def client_listener(context: zmq.Context[zmq.Socket[bytes]], urls: Sequence[str]) -> zmq.Socket[bytes]:
-    """Raises OSError if an address is taken."""
+def client_listener(context: zmq.Context[zmq.Socket[bytes]], urls: Sequence[str], send: int) -> zmq.Socket[bytes]:
+    """At most `send` messages are queued for each client. Raises OSError if an address is taken."""
     socket = context.socket(zmq.ROUTER)
-    _tcp(socket, bytes_max=wire.BATCH_BYTES_MAX, queue=64)
+    _tcp(socket, bytes_max=wire.BATCH_BYTES_MAX, queue=REQUESTS_MAX)
+    socket.setsockopt(zmq.SNDHWM, send)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     _bind(socket, urls)
     return socket

@@ -390,7 +390,7 @@ class Watchd:
 
     def _take(self, identity: bytes, frame: bytes) -> None:
         try:
-            records = wire.decode(frame)
+            records = wire.decode(frame, wire.BATCH_RECORDS_MAX)
         except wire.MalformedBatch as error:
             self.board.malformed_frames.add()
             self._refuse(identity, 0, 0, errors.Malformed(f"kvorum: {error}"))

@@ -25,6 +25,9 @@ PROTOCOL = 1
 HEADER = struct.Struct("<IBBHQ")
 BATCH_BYTES_MAX = 8 << 20
 """A batch over this is refused where it enters."""
+BATCH_RECORDS_MAX = 16_384
+"""A batch with more records than this is refused where it enters: half a million empty ones would fit into the bytes,
+and be work for seconds."""
 
 
 class Kind(IntEnum):
@@ -90,15 +93,17 @@ def encode(method: int, kind: int, status: int, id: int, payload: bytes) -> byte
     return HEADER.pack(len(payload), method, kind, status, id) + payload
 
 
-def decode(batch: bytes) -> list[Record]:
+def decode(batch: bytes, records_max: int = 0) -> list[Record]:
     """Take a batch apart.
 
-    Raises MalformedBatch if it is over BATCH_BYTES_MAX or does not end where a record ends. Methods, kinds and payloads
-    are not judged here.
+    Raises MalformedBatch if it is over BATCH_BYTES_MAX, has over `records_max` records (0: any number), or does not end
+    where a record ends. Methods, kinds and payloads are not judged here.
     """
     size = len(batch)
     if size > BATCH_BYTES_MAX:
         raise MalformedBatch(f"batch of {size} bytes is over the limit of {BATCH_BYTES_MAX}")
+    if records_max and size > records_max * HEADER.size:
+        _count(batch, records_max)
     records = []
     unpack, at = HEADER.unpack_from, 0
     try:
@@ -113,3 +118,13 @@ def decode(batch: bytes) -> list[Record]:
     if at != size:
         raise MalformedBatch(f"batch of {size} bytes breaks off inside a record's payload")
     return records
+
+
+def _count(batch: bytes, records_max: int) -> None:
+    """Raises MalformedBatch when the batch has more records; whether it is one is not judged."""
+    at, left, last = 0, records_max, len(batch) - HEADER.size
+    while at <= last:
+        if not left:
+            raise MalformedBatch(f"batch of over {records_max} records")
+        left -= 1
+        at += HEADER.size + int.from_bytes(batch[at : at + 4], "little")

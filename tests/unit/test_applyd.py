@@ -87,8 +87,9 @@ class Stage:
     def to_watch(self, message: Message) -> None:
         raise AssertionError("nobody watches")
 
-    def reply(self, identity: bytes, records: Sequence[bytes]) -> None:
+    def reply(self, identity: bytes, records: Sequence[bytes]) -> list[bytes]:
         self.inbox.setdefault(identity, []).extend(wire.decode(b"".join(records)))
+        return []
 
     # What happens.
 
