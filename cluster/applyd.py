@@ -246,7 +246,7 @@ class Applyd:
 
     def _apply(self, committed: list[Committed]) -> None:
         """Entries onto the store in one batch, then the answers of our own and the changes for watchers."""
-        turn = self.keyspace.begin()
+        turn = self.keyspace.begin(prev=self.feed.open)
         own: list[tuple[int, list[Result]]] = []
         for message in committed:
             if message.session != self._session:

@@ -73,6 +73,11 @@ class Feed:
             self._fresh = False
             self.tick(term)
 
+    @property
+    def open(self) -> bool:
+        """Somebody wants to hear of changes, and of what was before them."""
+        return self._open
+
     def changed(self, changes: Sequence[Change]) -> None:
         """All changes of a committed store batch, in order."""
         if not changes or not self._open:

@@ -24,6 +24,7 @@ from kvorum.wire import Method
 from storage import codec, compaction, requests, txn
 from storage.engine import Engine
 from storage.history import Change, Past, events
+from storage.lives import Lives
 from storage.reads import Counts, Latest, Meter, State, Steps, ranged
 from storage.turn import Outcome, Result, Turn, refusal
 
@@ -92,6 +93,7 @@ class Keyspace:
         }
         """The last applied (incarnation, number) of each member that ever proposed."""
         self._counts = Counts()
+        self._lives = Lives()
         self._members: dict[int, pb.MemberPublish] = {
             codec.key_id(key): pb.MemberPublish.FromString(value)
             for key, value in engine.scan(codec.MEMBER, codec.MEMBER_END)
@@ -120,9 +122,13 @@ class Keyspace:
         """What each member last published of itself, by id."""
         return [self._members[member] for member in sorted(self._members)]
 
-    def begin(self) -> Turn:
-        """One turn at a time: until it is committed or dropped, neither begin another nor sweep."""
-        return Turn(self.engine, self.state, self.origins, self._commit)
+    def begin(self, *, prev: bool = True) -> Turn:
+        """One turn at a time: until it is committed or dropped, neither begin another nor sweep.
+
+        Without `prev`, changes need not say what was before them (Change.prev may be empty), which spares a look-up for
+        most puts. What is written is the same.
+        """
+        return Turn(self.engine, self.state, self.origins, self._commit, None if prev else self._lives)
 
     def _commit(self, turn: Turn) -> list[Change]:
         assert turn.index >= self.state.applied, (turn.index, self.state.applied)
@@ -135,6 +141,7 @@ class Keyspace:
         self.engine.write(turn.batch)
         self.state = state
         self.origins.update(turn.origins)
+        self._lives.update(turn.lives)
         self._members.update(turn.members)
         return turn.changes
 

@@ -42,8 +42,8 @@ from storage.engine import Batch
 
 T = TypeVar("T")
 
-MEMTABLE_BYTES = 8 << 20
-MEMTABLES_MAX = 4
+MEMTABLE_BYTES = 16 << 20
+MEMTABLES_MAX = 2
 BLOCK_CACHE_BYTES = 16 << 20
 OPEN_FILES_MAX = 256
 

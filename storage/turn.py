@@ -32,10 +32,11 @@ from google.protobuf.message import DecodeError
 from kvorum import errors, wire
 from kvorum import etcd_pb2 as pb
 from kvorum.wire import Method
-from storage import codec, requests, txn
+from storage import codec, lives, requests, txn
 from storage.codec import State as Applied
 from storage.engine import Engine
 from storage.history import Change, Past
+from storage.lives import Lives
 from storage.reads import Latest, State
 
 
@@ -137,6 +138,7 @@ class Turn:
         applied: Applied,
         origins: dict[int, tuple[int, int]],
         commit: Callable[[Turn], list[Change]],
+        known: Lives | None = None,
     ) -> None:
         self._engine = engine
         self._commit = commit
@@ -148,6 +150,8 @@ class Turn:
         self.origins: dict[int, tuple[int, int]] = {}
         self._origins_before = origins
         self._overlay = Overlay(engine)
+        self._known = known  # None: changes must say what was before, so everything is looked up
+        self.lives: dict[bytes, int] = {}  # of the keys that this turn has changed, 0 where it isn't known
         self._sub = 0  # changes of the record being done
         self._first: dict[bytes, bytes] = {}  # what keys changed by it were before, b"" if nothing
 
@@ -203,13 +207,19 @@ class Turn:
 
     def _records(self, records: list[wire.Record]) -> list[Result]:
         parsed = [_parsed(record) for record in records]
-        self._overlay.fetch([key for request in parsed for key in _wanted(request)])
+        known = self._known
+        wanted = [request for request in parsed if type(request) is not tuple or not known or not known.get(request[0])]
+        self._overlay.fetch([key for request in wanted for key in _wanted(request)])
         kvs, results = self._overlay.kvs, []
         for request in parsed:
             if type(request) is tuple:  # the shortest way, for what most records are
                 key, value = request
-                old = kvs[key]
-                self._write(key, value, 0, old, old or b"")
+                if key in kvs:
+                    old = kvs[key]
+                    self._write(key, value, 0, old, old or b"")
+                else:
+                    assert known is not None
+                    self._continue(key, value, known.get(key) or 0)
                 self.revision += 1
                 self._sub = 0
                 results.append(Result(0, self.revision, b""))
@@ -258,12 +268,21 @@ class Turn:
         return codec.field(b"\x12", old) if request.prev_kv and old is not None else b""
 
     def _write(self, key: bytes, value: bytes, lease: int, old: bytes | None, prev: bytes) -> None:
-        main = self.revision + 1
         if old is None:
-            life = codec.lifetime(main, main, 1)
+            create, version = self.revision + 1, 1
         else:
             was = pb.KeyValue.FromString(old)
-            life = codec.lifetime(was.create_revision, main, was.version + 1)
+            create, version = was.create_revision, was.version + 1
+        self._store(key, value, lease, create, version, prev)
+
+    def _continue(self, key: bytes, value: bytes, life: int) -> None:
+        """Put over a live key of which only the numbers are known."""
+        create, version = lives.unpack(life)
+        self._store(key, value, 0, create, version + 1, b"")
+
+    def _store(self, key: bytes, value: bytes, lease: int, create: int, version: int, prev: bytes) -> None:
+        life = codec.lifetime(create, self.revision + 1, version)
+        self.lives[key] = 0 if lease else lives.pack(create, version)
         kv = codec.key_value(key, life, value, lease)
         self.batch.put(b"k" + key, kv)
         self._changed(key, kv, codec.field(b"\x12", kv), life, prev)
@@ -279,6 +298,7 @@ class Turn:
         for latest_key, kv in found:
             gone = latest_key[1:]
             self.batch.delete(latest_key)
+            self.lives[gone] = 0
             prev = self._first.setdefault(gone, kv)
             self._changed(gone, None, codec.delete_event(gone, main), b"", prev)
         if not found:

@@ -378,8 +378,8 @@ class _ForgetfulTurn(Turn):
 class AppliesCopies(Keyspace):
     """Doesn't know which batches it has applied."""
 
-    def begin(self) -> Turn:
-        return _as(_ForgetfulTurn, super().begin())
+    def begin(self, *, prev: bool = True) -> Turn:
+        return _as(_ForgetfulTurn, super().begin(prev=prev))
 
 
 class WritesTheIndexApart(Keyspace):
@@ -421,8 +421,8 @@ class DependsOnTheMember(Keyspace):
         super().__init__(engine)  # type: ignore[arg-type]
         self._restarted = self.revision > 1
 
-    def begin(self) -> Turn:
-        turn = _as(_OwnMindedTurn, super().begin())
+    def begin(self, *, prev: bool = True) -> Turn:
+        turn = _as(_OwnMindedTurn, super().begin(prev=prev))
         turn._own = self._restarted
         return turn
 
