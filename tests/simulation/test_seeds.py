@@ -23,7 +23,8 @@ REPORTS: dict[int, Report] = {}
 
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_a_cluster_in_trouble_keeps_its_promises(seed: int) -> None:
-    """RELIABILITY K1 to K11, W1 to W7, D1, D2, D8 and Raft's five properties, under F1 to F6, F8, F10 to F12, F16 to F19."""
+    """K1 to K11, W1 to W7, D1, D2, D8 (RELIABILITY) and Raft's five properties, under F1 to F6, F8, F10 to F12, F16 to
+    F19."""
     report = REPORTS[seed] = attempt(seed)
     assert not report.wrong, "\n".join([*report.wrong[:5], "replay: " + replay_command(seed)])
     assert not report.undecided, "the search for an order gave up; replay: " + replay_command(seed)
@@ -94,7 +95,7 @@ def test_a_seed_does_not_depend_on_the_hash_seed() -> None:
 
 def test_a_failing_seed_says_how_to_replay_it(capsys: pytest.CaptureFixture[str]) -> None:
     """And the replay fails in the same way, at the same microsecond."""
-    assert main(["--seeds", "0:4", "--mutant", "SkipsTheLogCheck"]) == 1
+    assert main(["--seeds", "0:2", "--mutant", "TellsTheRevisionOfNow"]) == 1
     told = capsys.readouterr().out.splitlines()
     failure, replay = told[0], next(line for line in told if line.startswith("replay: "))
     command = replay.removeprefix("replay: python -m tests.simulation ").split()
