@@ -4,8 +4,8 @@
     batch    records back to back, in one ZeroMQ frame
 
 `length` counts the payload alone, so a record takes 16 + length bytes. `id` is the caller's own number for a call or a
-stream; the answer carries it back. `status` is 0 in requests and a gRPC code in replies; when it is not 0 the payload is
-the error's text in UTF-8. Else the payload is the etcd v3 message of the method, protobuf-encoded (etcd.proto).
+stream; the answer carries it back. `status` is 0 in requests and a gRPC code in replies; when it is not 0 the payload
+is the error's text in UTF-8. Else the payload is the etcd v3 message of the method, protobuf-encoded (etcd.proto).
 kvorum/PROTOCOL.md is this page for strangers. Pure.
 """
 
