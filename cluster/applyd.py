@@ -17,6 +17,7 @@ Callers of the dead process see their connection break.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import deque
@@ -76,6 +77,11 @@ BACKLOG_ENTRIES_MAX = 5000
 REPORT_BYTES = 1 << 20
 READS_MAX = 100_000
 READS_BYTES_MAX = 64 << 20
+DISK_RESERVE_BYTES = 64 << 20
+"""With less room than this on the store's disk, requests that take space are refused while nothing is wrong yet: what
+was accepted must still be flushed, and a compaction or a deletion must still be possible."""
+FLUSH_ROOM_BYTES = 40 << 20
+"""A flush is put off while there is less than this, which all memtables fit into: a failed one ends the process."""
 SCANS_PER_TURN = 4
 FRESH_ELECTIONS = 3
 SLOW_SECONDS = 0.1
@@ -118,7 +124,10 @@ class Applyd:
         quota_bytes: int,
         election_ticks: int,
         timeout_ticks: int,
+        disk_free_bytes: Callable[[], int] = lambda: 1 << 62,
     ) -> None:
+        self._disk_free_bytes = disk_free_bytes
+        self._disk_room = disk_free_bytes() - DISK_RESERVE_BYTES
         self.keyspace, self.link, self.node, self.board = keyspace, link, node, board
         self.epoch, self.limits, self._quota_bytes = epoch, limits, quota_bytes
         self._election_ticks, self._timeout_ticks = election_ticks, timeout_ticks
@@ -352,12 +361,13 @@ class Applyd:
         if self._proposals.bytes > PENDING_BYTES_MAX or backlog > BACKLOG_ENTRIES_MAX:
             self.board.refused.add()
             raise errors.TooManyRequests
+        room = self._disk_room
         if self._quota_bytes:
-            room = self._quota_bytes - self.node.store_bytes
-            if room < len(payload) + 256 * self.limits.max_txn_ops:  # close enough to look at what it costs
-                growth = cost(method, payload)
-                if growth and growth > room:
-                    raise errors.NoSpace
+            room = min(room, self._quota_bytes - self.node.store_bytes)
+        if room < len(payload) + 256 * self.limits.max_txn_ops:  # close enough to look at what it costs
+            growth = cost(method, payload)
+            if growth and growth > room:
+                raise errors.NoSpace
 
     # ---- writes
 
@@ -488,6 +498,7 @@ class Applyd:
 
     def _measure(self) -> None:
         board, keyspace = self.board, self.keyspace
+        self._disk_room = self._disk_free_bytes() - DISK_RESERVE_BYTES
         size = self.node.store_bytes = keyspace.engine.size_bytes()
         board.db_size_bytes.set(size)
         board.db_size_in_use_bytes.set(size)  # what RocksDB would give back is not known to it
@@ -533,7 +544,8 @@ class Applyd:
     def _flush(self) -> None:
         index = self.keyspace.applied[0]
         entries = index - self._flush_from
-        if entries >= FLUSH_ENTRIES or (entries and self._ticks - self._flush_tick >= FLUSH_TICKS):
+        due = entries >= FLUSH_ENTRIES or (entries and self._ticks - self._flush_tick >= FLUSH_TICKS)
+        if due and self._disk_room + DISK_RESERVE_BYTES >= FLUSH_ROOM_BYTES:
             self._flush_from, self._flush_tick = index, self._ticks
             self.keyspace.engine.begin_flush(index)
 
@@ -572,6 +584,11 @@ def _parse(kind: type[M], payload: bytes) -> M:
         raise errors.Malformed from error
 
 
+def _free_bytes(path: str) -> int:
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize
+
+
 def main(argv: Sequence[str]) -> int:
     """`python -m cluster.applyd NODE_JSON EPOCH`: what the supervisor runs. Returns the exit code."""
     process = Process("apply")
@@ -597,6 +614,7 @@ def main(argv: Sequence[str]) -> int:
         quota_bytes=config.quota_backend_bytes,
         election_ticks=config.election_ms // config.heartbeat_ms,
         timeout_ticks=(5000 + 2 * config.election_ms) // config.heartbeat_ms,
+        disk_free_bytes=lambda: _free_bytes(config.store_dir),
     )
     process.settle()
     try:

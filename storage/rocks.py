@@ -20,6 +20,8 @@ has 75 MB resident.
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -138,7 +140,10 @@ class RocksEngine:
 
     def write(self, batch: Batch) -> None:
         assert isinstance(batch, WriteBatch)
-        self._db.write(batch, self._unlogged)
+        try:
+            self._db.write(batch, self._unlogged)
+        except Exception as error:
+            raise _os_error(error) from error
 
     def begin_flush(self, mark: int) -> None:
         self._flusher.begin(mark)
@@ -204,7 +209,13 @@ def _translated(act: Callable[[], T]) -> T:
         text = str(error)
         if "lock" in text.lower() and "LOCK" in text:
             raise StoreInUse(text) from None
-        raise OSError(text) from error
+        raise _os_error(error) from error
+
+
+def _os_error(error: Exception) -> OSError:
+    """With the errno, where RocksDB's words are those of one that means something else than "the disk is broken"."""
+    text = str(error)
+    return OSError(errno.ENOSPC, text) if os.strerror(errno.ENOSPC) in text else OSError(text)
 
 
 class _Flusher:
@@ -229,7 +240,7 @@ class _Flusher:
     def flushed(self) -> int:
         with self._wake:
             if self._failure is not None:
-                raise OSError(f"a flush of the store failed: {self._failure}") from self._failure
+                raise _os_error(self._failure) from self._failure
             return self._flushed
 
     def close(self) -> None:

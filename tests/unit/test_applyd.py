@@ -6,7 +6,14 @@ from collections.abc import Sequence
 
 import pytest
 
-from cluster.applyd import FRESH_ELECTIONS, Applyd, Superseded
+from cluster.applyd import (
+    DISK_RESERVE_BYTES,
+    FLUSH_ROOM_BYTES,
+    FLUSH_TICKS,
+    FRESH_ELECTIONS,
+    Applyd,
+    Superseded,
+)
 from cluster.internal import (
     Applied,
     Attach,
@@ -405,6 +412,37 @@ def test_over_the_quota_puts_are_refused_and_deletes_are_not() -> None:
     assert stage.answers() == {1: (Code.RESOURCE_EXHAUSTED, b"etcdserver: mvcc: database space exceeded")}
     stage.commit(*proposals(stage))
     assert stage.answers()[2][0] == Code.OK
+
+
+def test_with_little_room_on_the_disk_puts_are_refused_until_there_is_more(stage: Stage) -> None:
+    """F16: refused before they are in the log, where it is still clean to do so; what frees space goes on."""
+    free = [DISK_RESERVE_BYTES + 10_000]
+    stage.apply._disk_free_bytes = lambda: free[0]
+    stage.tick(1)
+    delete = pb.DeleteRangeRequest(key=b"a").SerializeToString()
+    calls = put(1, b"a", bytes(20_000)) + wire.encode(Method.DELETE_RANGE, Kind.CALL, 0, 2, delete) + put(3, b"a")
+    stage.turn(ClientFrame(b"c", calls))
+    assert stage.answers() == {1: (Code.RESOURCE_EXHAUSTED, b"etcdserver: mvcc: database space exceeded")}
+    stage.commit(*proposals(stage))
+    assert {id: status for id, (status, _) in stage.answers().items()} == {2: 0, 3: 0}
+    free[0] *= 2
+    stage.tick(1)
+    stage.turn(ClientFrame(b"c", put(4, b"a", bytes(20_000))))
+    assert len(proposals(stage)) == 1
+
+
+def test_a_flush_that_may_not_fit_on_the_disk_is_put_off(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr(stage.keyspace.engine, "begin_flush", flushed.append)
+    free = [FLUSH_ROOM_BYTES - 1]
+    stage.apply._disk_free_bytes = lambda: free[0]
+    stage.turn(ClientFrame(b"c", put(1, b"a")))
+    stage.commit(*proposals(stage))
+    stage.tick(FLUSH_TICKS + 10)
+    assert flushed == []
+    free[0] += 1
+    stage.tick(1)
+    assert flushed == [1]
 
 
 def test_a_physical_compaction_is_answered_after_the_sweep(stage: Stage) -> None:
