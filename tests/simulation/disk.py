@@ -99,14 +99,23 @@ class Disk:
         assert not self.unsynced, "opened without having been closed or crashed"
         platter = self.synced
         self.world.seen["opened without its beginning"] += self.released > 0
-        # Whole segments are freed, so anything from nothing to all that was released may really be gone.
-        platter.release(self.world.rng.randint(platter.prev[0], max(self.released, platter.prev[0])))
+        self._give_back()
         terms: list[tuple[int, int]] = []
         for entry in platter.entries:
             if not terms or entry.term != terms[-1][1]:
                 terms.append((entry.index, entry.term))
         self.wal = self._wal_class(self, wake, writes)
         return self.wal, Found(platter.hard_state, platter.prev, terms, platter.last_index)
+
+    def release(self, index: int) -> None:
+        assert index <= self.synced.last_index, (index, self.synced.last_index)
+        self.released = max(self.released, index)
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """Whole segments are freed, so anything from nothing to all that was released may really be gone."""
+        kept = self.synced.prev[0]
+        self.synced.release(self.world.rng.randint(kept, max(self.released, kept)))
 
     def crash(self, *, power: bool) -> None:
         """The process is gone. Without power, nothing that was not synced is sure; a mere kill leaves more of it."""
@@ -173,9 +182,8 @@ class SimWal:
         return found
 
     def release(self, index: int) -> None:
-        assert index <= self.disk.synced.last_index, (index, self.disk.synced.last_index)
         self.disk.world.seen["log released"] += 1
-        self.disk.released = max(self.disk.released, index)
+        self.disk.release(index)
 
     def stats(self) -> JournalStats:
         return JournalStats(0, 0, 0, 0, 0, 0, 0, 0, 0.0, [])
