@@ -98,6 +98,9 @@ class Stage:
             for number in range(20):  # revisions to compact that nobody judges
                 client.put("before", str(number))
         self.cluster, self.judge, self.compacted = cluster, Judge(cluster), 0
+        self.watchers = [kvorum.client([endpoint], discover=False) for endpoint in cluster.endpoints]
+        for watcher in self.watchers:  # a watch process that nobody watches has nothing to send
+            watcher.add_watch_prefix_callback("", lambda _: None)
 
     def role(self, role: str) -> int:
         leader = self.cluster.leader()
@@ -131,7 +134,10 @@ class Stage:
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     with Armed(tmp_path_factory.mktemp("points"), nodes=3, shared=True) as cluster:
-        yield Stage(cluster)
+        stage = Stage(cluster)
+        yield stage
+        for watcher in stage.watchers:
+            watcher.close()
 
 
 @pytest.mark.parametrize("point", STRUCK)
