@@ -317,6 +317,8 @@ class Applyd:
             caller = Caller(identity, record.id, record.method)
             try:
                 if self._admit(caller, record.kind, record.payload):
+                    if record.method == Method.COMPACT and _parse(pb.CompactionRequest, record.payload).physical:
+                        caller = AfterSweep(*caller)
                     callers.append(caller)
                     kept.append(record.payload)
             except errors.KvorumError as error:

@@ -446,18 +446,22 @@ def test_a_flush_that_may_not_fit_on_the_disk_is_put_off(stage: Stage, monkeypat
 
 
 def test_a_physical_compaction_is_answered_after_the_sweep(stage: Stage) -> None:
-    for i in range(3):
-        stage.turn(ClientFrame(b"w", put(i, b"a")))
+    for _ in range(20):
+        stage.turn(ClientFrame(b"w", b"".join(put(i + 1, b"a") for i in range(200))))
         stage.commit(*proposals(stage))
-    request = pb.CompactionRequest(revision=3, physical=True).SerializeToString()
-    stage.turn(ClientFrame(b"c", wire.encode(Method.COMPACT, Kind.CALL, 0, 1, request)))
-    stage.apply.keyspace.sweep()
-    (compaction,) = proposals(stage)
-    stage.commit(compaction)
+    for id, physical in ((1, True), (2, False)):
+        request = pb.CompactionRequest(revision=4000 + id, physical=physical).SerializeToString()
+        stage.turn(ClientFrame(b"c", wire.encode(Method.COMPACT, Kind.CALL, 0, id, request)))
+    compactions = proposals(stage)
+    stage.commit(*compactions)
+    assert set(stage.answers()) == {2}, "the sweep takes several turns"
+    turns = 0
     while not (answers := stage.answers()):
         stage.turn()
+        turns += 1
     assert answers[1][0] == Code.OK
-    assert stage.keyspace.swept == 3
+    assert turns > 1
+    assert stage.keyspace.swept == 4002
 
 
 def test_raft_is_told_what_was_applied(stage: Stage) -> None:
