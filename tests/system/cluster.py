@@ -108,6 +108,7 @@ class Cluster:
             self.await_ready()
         except BaseException:
             self.close()
+            self._print_logs()
             raise
         return self
 
@@ -116,8 +117,11 @@ class Cluster:
     ) -> None:
         self.close()
         if error is not None:
-            for node in range(len(self.places)):
-                print(f"--- the log of node {node}\n{self.log(node)[-4000:]}")
+            self._print_logs()
+
+    def _print_logs(self) -> None:
+        for node in range(len(self.places)):
+            print(f"--- the log of node {node}\n{self.log(node)[-4000:]}")
 
     def await_ready(self, seconds: float = 30.0) -> None:
         """Until every running node answers a linearizable read."""

@@ -88,6 +88,8 @@ class Judge:
         """The first revision to be judged next time."""
         self._base = {kv.key: pair(kv) for kv in contents_of(cluster.endpoints[0], self.first - 1)}
         self._original = self._base
+        self.before: dict[bytes, pb.KeyValue] = {}
+        """The state before the revisions that were judged last."""
         self._open: list[Operation] = []
 
     def __call__(self, history: Sequence[Operation], *, search: bool = True) -> None:
@@ -131,6 +133,12 @@ class Judge:
         return len(said) == 1 and all(leader for leader, *_ in said)
 
     def _advance(self, truth: History, last: int) -> None:
+        self.before = {
+            pair.key: pb.KeyValue(
+                key=pair.key, value=pair.value, create_revision=pair.create, mod_revision=pair.mod, version=pair.version
+            )
+            for pair in self._base.values()
+        }
         self.truth.update(truth)
         self._base = self._state_at(last)
         self.first = last + 1
