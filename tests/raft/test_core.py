@@ -377,7 +377,9 @@ def test_reads_are_bounded() -> None:
     assert ready.messages[0] == Message(M.READ_INDEX_REPLY, 2, 1, 1, context=99, reject=True)
     raft.step(Message(M.APPEND, 1, 2, 2))
     assert sorted(raft.ready().failed_reads) == list(range(READS_MAX))
-    assert not raft.has_ready
+    for context in range(READS_MAX):
+        raft.read_index(context)
+    assert raft.ready().failed_reads == []
 
 
 def test_answered_reads_make_room() -> None:
@@ -418,6 +420,52 @@ def test_a_read_of_a_lone_voter_needs_nobody() -> None:
     assert cluster.reads[1] == {}
     cluster.sync(1)
     assert cluster.reads[1] == {7: 1}
+
+
+def test_an_older_answer_does_not_take_a_confirmation_back() -> None:
+    """Heartbeats overtake each other; round 2 of a member stands for round 1, and goes on standing."""
+    cluster = Cluster(5)
+    cluster.elect(1)
+    for context in (7, 8):
+        cluster[1].read_index(context)
+        cluster.turn(1)
+    for sender, round in ((2, 2), (2, 1), (3, 2)):
+        assert cluster.reads[1] == {}
+        cluster[1].step(Message(M.HEARTBEAT_REPLY, 1, sender, 1, context=round))
+        cluster.turn(1)
+    assert cluster.reads[1] == {7: 1, 8: 1}
+
+
+# Losses
+
+
+def test_a_heartbeat_of_the_clock_asks_once_for_what_is_unanswered() -> None:
+    """Reads make many heartbeats; if each answer led to an append, a slow disk would be flooded with questions."""
+    cluster = Cluster()
+    cluster.elect(1)
+    cluster.propose(1)
+    cluster.network.clear()
+    cluster.tick(1)
+    for _ in range(3):
+        cluster[1].step(Message(M.HEARTBEAT_REPLY, 1, 2, 1))
+        cluster.turn(1)
+    assert [(m.index, m.entries) for m in cluster.waiting(M.APPEND, to=2)] == [(2, ())]
+    cluster.tick(1)
+    cluster[1].step(Message(M.HEARTBEAT_REPLY, 1, 2, 1))
+    cluster.turn(1)
+    assert len(cluster.waiting(M.APPEND, to=2)) == 2
+
+
+def test_entries_that_leave_anyway_are_question_enough() -> None:
+    """Whether something was lost shows in the answer to any append."""
+    cluster = Cluster()
+    cluster.elect(1)
+    cluster.propose(1)
+    cluster.network.clear()
+    cluster.tick(1)
+    cluster[1].step(Message(M.HEARTBEAT_REPLY, 1, 2, 1))
+    cluster.propose(1)
+    assert [(m.index, len(m.entries)) for m in cluster.waiting(M.APPEND, to=2)] == [(2, 1)]
 
 
 # Transfer and eligibility

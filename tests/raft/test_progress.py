@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,6 +38,17 @@ def test_the_window_holds_what_was_sent_and_not_answered(
     assert (len(window), window.bytes, window.full) == (0, 0, False)
 
 
+def test_the_window_takes_nothing_when_it_is_full_nor_out_of_order() -> None:
+    """Whoever tries has miscounted what is in flight."""
+    window = Inflight(2, 100)
+    window.add(5, 1)
+    with pytest.raises(AssertionError):
+        window.add(5, 1)
+    window.add(6, 1)
+    with pytest.raises(AssertionError):
+        window.add(7, 1)
+
+
 def replicating(match: int, next: int) -> Progress:
     progress = Progress(match + 1, Inflight(9, 999), match)
     progress.accepted(match)
@@ -56,8 +68,16 @@ def test_an_acknowledgement_ends_probing_and_starts_after_it() -> None:
 def test_an_old_acknowledgement_takes_nothing_back() -> None:
     """match only grows, next stays in front of it."""
     progress = replicating(match=5, next=9)
-    assert not progress.accepted(3)
-    assert (progress.match, progress.next, progress.state) == (5, 9, ProgressState.REPLICATE)
+    for index in (3, 5):
+        assert not progress.accepted(index)
+        assert (progress.match, progress.next, progress.state) == (5, 9, ProgressState.REPLICATE)
+
+
+def test_an_acknowledgement_of_what_was_sent_before_a_loss_was_suspected_counts() -> None:
+    """It had been sent, the leader went back, and it had arrived after all: nothing up to it is sent again."""
+    progress = replicating(match=5, next=6)
+    assert progress.accepted(8)
+    assert (progress.match, progress.next, progress.state) == (8, 9, ProgressState.REPLICATE)
 
 
 def test_a_refusal_while_replicating_starts_over_from_what_is_known() -> None:
@@ -65,9 +85,10 @@ def test_a_refusal_while_replicating_starts_over_from_what_is_known() -> None:
     progress = replicating(match=5, next=9)
     progress.inflight.add(8, 10)
     progress.told = 8
+    progress.ping = True
     progress.rejected(7, 6)
     assert (progress.state, progress.match, progress.next) == (ProgressState.PROBE, 5, 6)
-    assert (len(progress.inflight), progress.told) == (0, 5)
+    assert (len(progress.inflight), progress.told, progress.ping) == (0, 5, False)
 
 
 def test_a_refusal_of_what_has_been_acknowledged_since_is_old() -> None:
