@@ -22,7 +22,7 @@ setup(
     python_requires=">=3.11",
     packages=["kvorum", "kvorum.ctl", "cluster", "cluster.raft", "storage", "native"],
     package_data={"kvorum": ["py.typed", "*.md", "*.proto", "*.pyi"], "native": ["*.h", "*.c"]},
-    cffi_modules=["native/build.py:wal_ffi"],
+    cffi_modules=["native/build.py:wal_ffi", "native/build.py:plain_ffi"],
     setup_requires=["cffi>=1.16"],
     install_requires=[
         "cffi>=1.16",

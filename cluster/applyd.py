@@ -63,6 +63,8 @@ from cluster.reads import Read, Reads
 from kvorum import errors, wire
 from kvorum import etcd_pb2 as pb
 from kvorum.wire import Kind, Method
+from native import plain
+from native.plain import Scanner
 from storage.codec import origin_of
 from storage.failpoint import hit
 from storage.keyspace import Change, Keyspace, Result, Scan
@@ -139,6 +141,7 @@ class Applyd:
         self._frames: list[tuple[bytes, list[Caller]]] = []
         # What is under way.
         self._proposals = Proposals(node.member_id, epoch, self._to_leader, election_ticks)
+        self._scanner = Scanner(limits.max_request_bytes, limits.max_txn_ops)
         self._reads = Reads()
         self._outbox = Outbox(link.reply, board.replies_dropped.add)
         self._scans: deque[tuple[Caller, Scan]] = deque()
@@ -261,9 +264,10 @@ class Applyd:
             if message.session != self._session:
                 continue
             for entry in message.entries:
-                outcome = turn.apply(entry.index, entry.term, entry.data)
                 origin, incarnation, number = origin_of(entry.data)
-                if self._proposals.is_own(origin, incarnation) and not outcome.skipped:
+                is_own = self._proposals.is_own(origin, incarnation)
+                outcome = turn.apply(entry.index, entry.term, entry.data, answers=is_own)
+                if is_own and not outcome.skipped:
                     own.append((number, outcome.results))
         hit("applyBeforeCommit")
         compacted = self.keyspace.compacted
@@ -305,6 +309,34 @@ class Applyd:
     # ---- requests
 
     def _take(self, client: ClientFrame) -> None:
+        if not self._take_plain(client):
+            self._take_apart(client)
+
+    def _take_plain(self, client: ClientFrame) -> bool:
+        """Admit a frame of nothing but plain writes (native.plain), of which there is no more to ask than if there is
+        room for all of them. False: it is something else, or has to be looked at one by one."""
+        identity, frame = client
+        scanned = self._scanner.scan(frame)
+        if scanned is None or scanned[1] or len(frame) > wire.BATCH_BYTES_MAX:
+            return False
+        numbers, at, end = scanned[0], 0, len(scanned[0])
+        callers: list[Caller] = []
+        while at < end:
+            if numbers[at] == plain.PUT:
+                callers.append(Caller(identity, numbers[at + 1], _PUT))
+                at += 6
+            else:
+                callers.append(Caller(identity, numbers[at + 1], _TXN))
+                at = numbers[at + 2]
+        if len(callers) > wire.BATCH_RECORDS_MAX or self._overloaded:
+            return False
+        if self._room() < len(frame) + 256 * plain.LIST_MAX * len(callers):
+            return False
+        if callers:
+            self._frames.append((frame, callers))
+        return True
+
+    def _take_apart(self, client: ClientFrame) -> None:
         identity, frame = client
         try:
             records = wire.decode(frame, wire.BATCH_RECORDS_MAX)
@@ -359,17 +391,25 @@ class Applyd:
         return False
 
     def _guard(self, method: int, payload: bytes) -> None:
-        backlog = self._status.commit - self.keyspace.applied[0]
-        if self._proposals.bytes > PENDING_BYTES_MAX or backlog > BACKLOG_ENTRIES_MAX:
+        if self._overloaded:
             self.board.refused.add()
             raise errors.TooManyRequests
-        room = self._disk_room
-        if self._quota_bytes:
-            room = min(room, self._quota_bytes - self.node.store_bytes)
+        room = self._room()
         if room < len(payload) + 256 * self.limits.max_txn_ops:  # close enough to look at what it costs
             growth = cost(method, payload)
             if growth and growth > room:
                 raise errors.NoSpace
+
+    @property
+    def _overloaded(self) -> bool:
+        backlog = self._status.commit - self.keyspace.applied[0]
+        return self._proposals.bytes > PENDING_BYTES_MAX or backlog > BACKLOG_ENTRIES_MAX
+
+    def _room(self) -> int:
+        """How many bytes requests may still add to the store."""
+        if self._quota_bytes:
+            return min(self._disk_room, self._quota_bytes - self.node.store_bytes)
+        return self._disk_room
 
     # ---- writes
 
@@ -573,6 +613,7 @@ class Applyd:
                 self._physical.clear()
 
 
+_PUT, _TXN = int(Method.PUT), int(Method.TXN)
 _TYPE_TAG = 0x08  # field 1 of Event; a put has type 0, which protobuf leaves out
 
 

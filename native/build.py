@@ -1,7 +1,8 @@
-"""Builds the C parts as cffi modules in API mode: `python -m native.build`, or setup.py by way of `wal_ffi`.
+"""Builds the C parts as cffi modules in API mode: `python -m native.build`, or setup.py by way of the `_ffi` functions.
 
 A header is read twice: by the compiler, and between its marker comments by cffi's `cdef`. So there is one place that
-says what C offers, and the compiler checks what Python was told. Modules are built beside their sources: `native._wal`.
+says what C offers, and the compiler checks what Python was told. Modules are built beside their sources:
+`native._wal`, `native._plain`.
 """
 
 from __future__ import annotations
@@ -47,10 +48,25 @@ def wal_ffi() -> FFI:
     return ffi
 
 
+def plain_ffi() -> FFI:
+    """The builder of `native._plain`: batches of requests taken apart."""
+    ffi = FFI()
+    ffi.cdef(declarations(HERE / "plain.h"))
+    ffi.set_source(
+        "native._plain",
+        '#include "plain.h"',
+        sources=["native/plain.c"],
+        include_dirs=["native"],
+        depends=["native/plain.h"],
+        extra_compile_args=FLAGS,
+    )
+    return ffi
+
+
 def main() -> None:
     """Build in place. A finished module replaces the old one's name, not its bytes: some process may run them."""
     with contextlib.chdir(ROOT):
-        modules = [builder().distutils_extension("build/cffi") for builder in (wal_ffi,)]
+        modules = [builder().distutils_extension("build/cffi") for builder in (wal_ffi, plain_ffi)]
         command = Distribution({"ext_modules": modules}).get_command_obj("build_ext")
         command.build_lib, command.build_temp = "build/lib", "build/temp"
         command.ensure_finalized()

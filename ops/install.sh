@@ -38,7 +38,7 @@ depends="setup.py pyproject.toml cluster/version.py native/build.py $(echo nativ
     grep -v '^native/_' | tr '\n' ' ')"
 # shellcheck disable=SC2086
 state=$( (pwd; cat $depends) | cksum)
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$state" ] && [ -x .venv/bin/kvorum ] && ls native/_wal*.so > /dev/null 2>&1
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$state" ] && [ -x .venv/bin/kvorum ] && ls native/_wal*.so native/_plain*.so > /dev/null 2>&1
 then
     exit 0
 fi

@@ -184,6 +184,12 @@ def parse_event(event: bytes) -> pb.Event:
     return pb.Event.FromString(event)
 
 
+def value_of(kv: bytes) -> bytes:
+    """The value of an encoded KeyValue."""
+    value: bytes = pb.KeyValue.FromString(kv).value
+    return value
+
+
 def without_value(kv: bytes) -> bytes:
     message = pb.KeyValue.FromString(kv)
     message.ClearField("value")

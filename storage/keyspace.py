@@ -21,6 +21,7 @@ from __future__ import annotations
 from kvorum import errors
 from kvorum import etcd_pb2 as pb
 from kvorum.wire import Method
+from native.plain import Scanner
 from storage import codec, compaction, requests, txn
 from storage.engine import Engine
 from storage.history import Change, Past, events
@@ -94,6 +95,7 @@ class Keyspace:
         """The last applied (incarnation, number) of each member that ever proposed."""
         self._counts = Counts()
         self._lives = Lives()
+        self._scanner = Scanner()
         self._members: dict[int, pb.MemberPublish] = {
             codec.key_id(key): pb.MemberPublish.FromString(value)
             for key, value in engine.scan(codec.MEMBER, codec.MEMBER_END)
@@ -128,7 +130,8 @@ class Keyspace:
         Without `prev`, changes need not say what was before them (Change.prev may be empty), which spares a look-up for
         most puts. What is written is the same.
         """
-        return Turn(self.engine, self.state, self.origins, self._commit, None if prev else self._lives)
+        known = None if prev else self._lives
+        return Turn(self.engine, self.state, self.origins, self._commit, self._scanner, known)
 
     def _commit(self, turn: Turn) -> list[Change]:
         assert turn.index >= self.state.applied, (turn.index, self.state.applied)

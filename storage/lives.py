@@ -1,9 +1,12 @@
-"""What a put must know of the key it overwrites, remembered for the keys that were written lately.
+"""What a put or a comparison must know of a key, remembered for the keys that were written lately.
 
-A put of a live key carries its create revision on and its version one further. To look up the whole KeyValue for these
-two numbers is the dearest part of a put (5 of 18 us, 100,000 keys of 256 bytes). So they are kept here, packed into
-one int a key, about 180 bytes each, and the oldest are forgotten first. It holds what the last commit left behind,
-never what a turn has not committed. Pure.
+A put of a live key carries its create revision on and its version one further, and most transactions compare one of
+these or the revision of the last change. To look up the whole KeyValue for three numbers is the dearest part of either
+(5 of 18 us, 100,000 keys of 256 bytes). So they are kept here, packed into one int a key, about 200 bytes each, and the
+oldest are forgotten first. Keys with a lease are not kept: whoever changes them must know the lease, too. It holds what
+the last commit left behind, never what a turn has not committed. Pure.
+
+    life     mod revision << 128 | create revision << 64 | version         never 0
 """
 
 from __future__ import annotations
@@ -12,18 +15,13 @@ from collections.abc import Mapping
 
 LIVES_MAX = 100_000
 
-_VERSION_BITS = 40
-_VERSION_MAX = (1 << _VERSION_BITS) - 1
+MASK = (1 << 64) - 1
+VERSION, CREATE, MOD = 0, 64, 128
+"""How far right a life is shifted to find a number, in the order of Compare's targets."""
 
 
-def pack(create: int, version: int) -> int:
-    """One int for both, never 0. Versions beyond 2**40 don't fit and give 0, which is remembered nowhere."""
-    return create << _VERSION_BITS | version if version <= _VERSION_MAX else 0
-
-
-def unpack(life: int) -> tuple[int, int]:
-    """(create revision, version)"""
-    return life >> _VERSION_BITS, life & _VERSION_MAX
+def pack(create: int, mod: int, version: int) -> int:
+    return (mod << 64 | create) << 64 | version
 
 
 class Lives:

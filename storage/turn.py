@@ -23,15 +23,16 @@ Pure.
 
 from __future__ import annotations
 
+import operator
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from google.protobuf.message import DecodeError
-
 from kvorum import errors, wire
 from kvorum import etcd_pb2 as pb
 from kvorum.wire import Method
+from native import plain
+from native.plain import Scanner
 from storage import codec, lives, requests, txn
 from storage.codec import State as Applied
 from storage.engine import Engine
@@ -51,7 +52,8 @@ class Result(NamedTuple):
 
 class Outcome(NamedTuple):
     """`skipped`: the entry had been applied before, or was overtaken; then there are no results. Else one result per
-    record, in order; none if the entry is a leader's opening entry or not a batch of records."""
+    record, in order; none if nobody here wants to know, or if the entry is a leader's opening entry or not a batch of
+    records."""
 
     skipped: bool
     results: list[Result]
@@ -138,10 +140,12 @@ class Turn:
         applied: Applied,
         origins: dict[int, tuple[int, int]],
         commit: Callable[[Turn], list[Change]],
+        scanner: Scanner,
         known: Lives | None = None,
     ) -> None:
         self._engine = engine
         self._commit = commit
+        self._scanner = scanner
         self._base = applied.revision
         self.index, self.term, self.revision, self.compacted = applied
         self.batch = engine.batch()
@@ -177,8 +181,9 @@ class Turn:
 
     # ---- entries
 
-    def apply(self, index: int, term: int, data: bytes) -> Outcome:
-        """Apply one log entry; `data` empty is a leader's opening entry.
+    def apply(self, index: int, term: int, data: bytes, *, answers: bool = True) -> Outcome:
+        """Apply one log entry; `data` empty is a leader's opening entry. Without `answers`, for entries whose callers
+        are elsewhere, what is done is the same, and the results may be missing.
 
         Raises RuntimeError if `index` is not the one after the last applied: then entries were lost or repeated on
         their way here, and going on would make this member differ from the others.
@@ -195,8 +200,12 @@ class Turn:
         if last is not None and number <= last:
             return Outcome(True, [])
         self.origins[proposal.origin] = number
+        batch = proposal.batch
+        scanned = self._scanner.scan(batch)
+        if scanned is not None:
+            return Outcome(False, self._walk(batch, scanned[0], answers))
         try:
-            records = wire.decode(proposal.batch)
+            records = wire.decode(batch)
         except wire.MalformedBatch:
             return Outcome(False, [])
         return Outcome(False, self._records(records))
@@ -206,26 +215,120 @@ class Turn:
         return self._commit(self)
 
     def _records(self, records: list[wire.Record]) -> list[Result]:
-        parsed = [_parsed(record) for record in records]
-        known = self._known
-        wanted = [request for request in parsed if type(request) is not tuple or not known or not known.get(request[0])]
-        self._overlay.fetch([key for request in wanted for key in _wanted(request)])
-        kvs, results = self._overlay.kvs, []
-        for request in parsed:
-            if type(request) is tuple:  # the shortest way, for what most records are
-                key, value = request
-                if key in kvs:
-                    old = kvs[key]
-                    self._write(key, value, 0, old, old or b"")
-                else:
-                    assert known is not None
-                    self._continue(key, value, known.get(key) or 0)
+        """All records the long way."""
+        parsed = [_parsed(record.method, record.payload) for record in records]
+        self._overlay.fetch([key for request in parsed for key in _wanted(request)])
+        return [self._record(request) for request in parsed]
+
+    # ---- the short way, for what most records are
+
+    def _walk(self, batch: bytes, numbers: list[int], answers: bool) -> list[Result]:
+        """Do the records of a batch that was scanned (native.plain)."""
+        known = self._known.get if self._known else _unknown
+        work: list[Any] = []  # put: key and value; transaction: where it is, and the keys compared; else the message
+        wanted: list[bytes] = []  # what must be looked up, in one go
+        at, end = 0, len(numbers)
+        while at < end:
+            tag = numbers[at]
+            if tag == _PUT:
+                key = batch[numbers[at + 2] : numbers[at + 3]]
+                work.append((key, batch[numbers[at + 4] : numbers[at + 5]]))
+                if not known(key):
+                    wanted.append(key)
+                at += 6
+            elif tag == _TXN:
+                keys = [batch[numbers[i + 2] : numbers[i + 3]] for i in range(at + 4, at + 4 + 6 * numbers[at + 3], 6)]
+                for key in keys:
+                    if not known(key):
+                        wanted.append(key)
+                work.append((at + 4, keys))
+                at = numbers[at + 2]
+            else:
+                request = _parsed(numbers[at + 2] & 0xFF, batch[numbers[at + 3] : numbers[at + 4]])
+                wanted += _wanted(request)
+                work.append(request)
+                at += 5
+        if wanted:
+            self._overlay.fetch(wanted)
+        results: list[Result] = []
+        for item in work:
+            if type(item) is not tuple:
+                results.append(self._record(item))
+                continue
+            first, second = item
+            if type(first) is bytes:
+                self._put(first, second)
+                body = b""
+            else:
+                body = self._txn(batch, numbers, first, second, answers)
+            if self._sub:
                 self.revision += 1
                 self._sub = 0
-                results.append(Result(0, self.revision, b""))
-            else:
-                results.append(self._record(request))
+            if answers:
+                results.append(Result(0, self.revision, body))
         return results
+
+    def _txn(self, batch: bytes, numbers: list[int], at: int, keys: list[bytes], answers: bool) -> bytes:
+        """Do a plain transaction whose comparisons, of `keys`, stand at numbers[at]: nothing about it can be refused.
+        What txn.write does with it, and answers."""
+        succeeded = True
+        for key in keys:
+            target, result, first, second = numbers[at], numbers[at + 1], numbers[at + 4], numbers[at + 5]
+            at += 6
+            if not succeeded:
+                continue
+            if target == _VALUE:
+                kv = self._overlay.get(key)
+                # A missing key has no value: no comparison of it is true.
+                succeeded = kv is not None and _COMPARES[result](codec.value_of(kv), batch[first:second])
+            else:
+                succeeded = _COMPARES[result](self._life(key) >> (target << 6) & lives.MASK, first)
+        count = numbers[at] if succeeded else numbers[at + 1]
+        at += 2 if succeeded else 2 + 5 * numbers[at]
+        body = [b"\x10\x01"] if succeeded else []
+        for i in range(at, at + 5 * count, 5):
+            kind, key = numbers[i], batch[numbers[i + 1] : numbers[i + 2]]
+            answer = b""
+            if kind == _PUT:
+                self._put(key, batch[numbers[i + 3] : numbers[i + 4]])
+            elif kind == plain.DELETE:
+                kv = self._overlay.get(key)
+                if kv is not None:
+                    self._remove(key, kv)
+                    answer = b"\x10\x01"
+            elif answers:
+                kv = self._overlay.get(key)
+                answer = b"" if kv is None else codec.field(b"\x12", kv) + b"\x20\x01"
+            if answers:
+                body.append(txn.answer(kind, self.revision + 1 if self._sub else self.revision, answer))
+        return b"".join(body)
+
+    def _life(self, key: bytes) -> int:
+        """The life of a key as it is now (storage.lives), 0 if there is none."""
+        life = self.lives.get(key)
+        if life is None and self._known:
+            life = self._known.get(key)
+        if life:
+            return life
+        kv = self._overlay.get(key)
+        if kv is None:
+            return 0
+        was = pb.KeyValue.FromString(kv)
+        return lives.pack(was.create_revision, was.mod_revision, was.version)
+
+    def _put(self, key: bytes, value: bytes) -> None:
+        """A put that says nothing but key and value, of a key that this record changes once."""
+        if self._known:
+            life = self.lives.get(key)
+            if life is None:
+                life = self._known.get(key)
+            if life:
+                self._store(key, value, 0, life >> lives.CREATE & lives.MASK, (life & lives.MASK) + 1, b"")
+                return
+        old = self._overlay.get(key)
+        self._write(key, value, 0, old, old or b"")
+
+    # ---- the long way
 
     def _record(self, request: object) -> Result:
         try:
@@ -275,14 +378,10 @@ class Turn:
             create, version = was.create_revision, was.version + 1
         self._store(key, value, lease, create, version, prev)
 
-    def _continue(self, key: bytes, value: bytes, life: int) -> None:
-        """Put over a live key of which only the numbers are known."""
-        create, version = lives.unpack(life)
-        self._store(key, value, 0, create, version + 1, b"")
-
     def _store(self, key: bytes, value: bytes, lease: int, create: int, version: int, prev: bytes) -> None:
-        life = codec.lifetime(create, self.revision + 1, version)
-        self.lives[key] = 0 if lease else lives.pack(create, version)
+        main = self.revision + 1
+        life = codec.lifetime(create, main, version)
+        self.lives[key] = 0 if lease else lives.pack(create, main, version)
         kv = codec.key_value(key, life, value, lease)
         self.batch.put(b"k" + key, kv)
         self._changed(key, kv, codec.field(b"\x12", kv), life, prev)
@@ -294,19 +393,20 @@ class Turn:
             found = [] if kv is None else [(b"k" + key, kv)]
         else:
             found = list(self._overlay.entries(key, end))
-        main = self.revision + 1
         for latest_key, kv in found:
             gone = latest_key[1:]
-            self.batch.delete(latest_key)
-            self.lives[gone] = 0
-            prev = self._first.setdefault(gone, kv)
-            self._changed(gone, None, codec.delete_event(gone, main), b"", prev)
+            self._remove(gone, self._first.setdefault(gone, kv))
         if not found:
             return b""
         body = b"\x10" + codec.varint(len(found))
         if request.prev_kv:
             body += b"".join([codec.field(b"\x1a", kv) for _, kv in found])
         return body
+
+    def _remove(self, key: bytes, prev: bytes) -> None:
+        self.batch.delete(b"k" + key)
+        self.lives[key] = 0
+        self._changed(key, None, codec.delete_event(key, self.revision + 1), b"", prev)
 
     def _changed(self, key: bytes, kv: bytes | None, event: bytes, life: bytes, prev: bytes) -> None:
         """One change more of this record: into the history, the overlay, and what commit returns."""
@@ -331,29 +431,18 @@ class Turn:
         return b""
 
 
-def _parsed(record: wire.Record) -> Any:
-    """Key and value of a put that says nothing else; else the message, or the error to answer with. Reads have no place
-    in the log, except inside transactions."""
-    method, payload = record.method, record.payload
+def _parsed(method: int, payload: bytes) -> Any:
+    """The message, or the error to answer with. Reads have no place in the log, except inside transactions."""
     try:
-        if method == _PUT:
-            put = pb.PutRequest.FromString(payload)
-            key = put.key
-            if key and not (put.lease or put.prev_kv or put.ignore_value or put.ignore_lease):
-                return key, put.value
-        elif method == _RANGE:
+        if method == Method.RANGE:
             raise errors.Unimplemented
         return requests.parse(method, payload)
-    except DecodeError:
-        return errors.Malformed()
     except errors.KvorumError as error:
         return error
 
 
 def _wanted(request: Any) -> list[bytes]:
     """The keys whose newest state the request is sure to ask for, or nearly so."""
-    if type(request) is tuple:
-        return [request[0]]
     if type(request) is pb.PutRequest:
         return [request.key]
     if type(request) is requests.Txn:
@@ -364,4 +453,11 @@ def _wanted(request: Any) -> list[bytes]:
     return []
 
 
-_PUT, _RANGE = int(Method.PUT), int(Method.RANGE)
+def _unknown(_: bytes) -> None:
+    return None
+
+
+_PUT, _TXN = plain.PUT, plain.TXN
+_VALUE = pb.Compare.VALUE
+_COMPARES: list[Callable[[Any, Any], bool]] = [operator.eq, operator.gt, operator.lt, operator.ne]
+"""By Compare's results."""

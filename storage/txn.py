@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from kvorum import errors
 from kvorum import etcd_pb2 as pb
+from native import plain
 from storage import codec
 from storage.reads import KEY_COST, Entries, Meter, Steps, View, check_revision, drained, ranged, ranged_now
 from storage.requests import Op, Txn
@@ -191,6 +192,15 @@ def _execute(writer: Writer, txn: Txn, path: Iterator[bool]) -> bytes:
             tag, body = _TXN, _execute(writer, op, path)
         answers.append((tag, _header(writer.head) + body))
     return _body(succeeded, answers)
+
+
+def answer(kind: int, revision: int, body: bytes) -> bytes:
+    """One of the responses in a TxnResponse: that of a plain operation (native.plain), of which `body` is the rest
+    behind the header."""
+    return codec.field(b"\x1a", codec.field(_TAGS[kind], _header(revision) + body))
+
+
+_TAGS = {plain.GET: _RANGE, plain.PUT: _PUT, plain.DELETE: _DELETE}
 
 
 def _header(revision: int) -> bytes:

@@ -22,7 +22,6 @@ from cluster.raft.quorum import Outcome
 from cluster.raftd import Raftd
 from cluster.reads import Reads
 from cluster.watchd import Seen, Stream, Watchd, Watcher, _event_field
-from kvorum import etcd_pb2 as pb
 from kvorum import wire
 from storage import codec
 from storage.entry import HardState
@@ -369,10 +368,10 @@ def _as(kind: type[T], turn: Turn) -> T:
 
 
 class _ForgetfulTurn(Turn):
-    def apply(self, index: int, term: int, data: bytes) -> Applied:
+    def apply(self, index: int, term: int, data: bytes, *, answers: bool = True) -> Applied:
         self.origins.clear()
         self._origins_before = {}
-        return super().apply(index, term, data)
+        return super().apply(index, term, data, answers=answers)
 
 
 class AppliesCopies(Keyspace):
@@ -406,10 +405,9 @@ class WritesTheIndexApart(Keyspace):
 class _OwnMindedTurn(Turn):
     """Does what depends on who does it."""
 
-    def put(self, request: pb.PutRequest) -> bytes:
-        if self.revision % 7 == 0 and self._own:
-            request.value += b"!"
-        return super().put(request)
+    def _store(self, key: bytes, value: bytes, lease: int, create: int, version: int, prev: bytes) -> None:
+        value += b"!" if self.revision % 7 == 0 and self._own else b""
+        super()._store(key, value, lease, create, version, prev)
 
     _own = False
 

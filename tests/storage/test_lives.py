@@ -43,12 +43,15 @@ def test_a_turn_that_is_dropped_leaves_no_memory() -> None:
 
 def test_only_so_many_are_remembered_the_oldest_forgotten_first() -> None:
     known = Lives(2)
-    known.update({b"a": lives.pack(2, 1), b"b": lives.pack(3, 1), b"c": lives.pack(4, 1)})
-    assert (known.get(b"a"), known.get(b"b")) == (None, lives.pack(3, 1))
+    known.update({b"a": lives.pack(2, 2, 1), b"b": lives.pack(3, 3, 1), b"c": lives.pack(4, 4, 1)})
+    assert (known.get(b"a"), known.get(b"b")) == (None, lives.pack(3, 3, 1))
     known.update({b"b": 0})
     assert known.get(b"b") is None
 
 
-def test_a_version_too_large_to_pack_is_not_remembered() -> None:
-    assert lives.unpack(lives.pack(7, 2**40 - 1)) == (7, 2**40 - 1)
-    assert lives.pack(7, 2**40) == 0
+def test_a_life_holds_numbers_of_any_size() -> None:
+    largest = 2**63 - 1
+    for create, mod, version in ((2, 2, 1), (largest - 1, largest, largest), (1, largest, 3)):
+        life = lives.pack(create, mod, version)
+        found = [life >> shift & lives.MASK for shift in (lives.CREATE, lives.MOD, lives.VERSION)]
+        assert found == [create, mod, version]
