@@ -14,58 +14,75 @@ ROOT = Path(__file__).parents[2]
 SOAK_SECONDS = 120
 
 
-def test_the_target_reads_every_seed_and_notices_a_reader_that_errs(tmp_path: Path) -> None:
+MAIN = """
+#include <stdint.h>
+#include <stdio.h>
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+int main(int count, char **names) {
+    static uint8_t bytes[1 << 18];
+    for (int i = 1; i < count; i++) {
+        FILE *file = fopen(names[i], "rb");
+        size_t size = fread(bytes, 1, sizeof bytes, file);
+        fclose(file);
+        for (int how = 0; how < 8; how++) {
+            bytes[0] = (uint8_t)how;
+            LLVMFuzzerTestOneInput(bytes, size);
+        }
+    }
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "line", "error", "told"),
+    [
+        (
+            "wal",
+            "wal_read.c",
+            "scan->places[scan->place_count++] = record->offset;",
+            "scan->places[scan->place_count++] = 0;",
+            "not so: at > above",
+        ),
+        ("plain", "plain.c", "length > (uint64_t)(s->end - s->at)", "length > 1 << 20", "not so: part[0]"),
+        ("plain", "plain.c", "if (room - n < 6) return -2;", "", "heap-buffer-overflow"),
+    ],
+)
+def test_the_target_reads_every_seed_and_notices_a_reader_that_errs(
+    tmp_path: Path, name: str, source: str, line: str, error: str, told: str
+) -> None:
     """Built with gcc and a main() that reads files, so that it is checked where there is no clang.
 
     Then once more with a reader that is wrong in one place: a fuzzer that can't fail would be none.
     """
+    target = fuzz.TARGETS[name]
     corpus = tmp_path / "corpus"
     corpus.mkdir()
-    fuzz.write_seeds(corpus)
+    target.write_seeds(corpus)
     seeds = sorted(corpus.iterdir())
     assert len(seeds) > 5
-    (tmp_path / "main.c").write_text(
-        """
-        #include <stdint.h>
-        #include <stdio.h>
-        int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-        int main(int count, char **names) {
-            static uint8_t bytes[1 << 16];
-            for (int i = 1; i < count; i++) {
-                FILE *file = fopen(names[i], "rb");
-                size_t size = fread(bytes, 1, sizeof bytes, file);
-                fclose(file);
-                for (int how = 0; how < 8; how++) {
-                    bytes[0] = (uint8_t)how;
-                    LLVMFuzzerTestOneInput(bytes, size);
-                }
-            }
-        }
-        """
-    )
-    reader = (ROOT / "native/wal_read.c").read_text()
-    wrong = reader.replace(
-        "scan->places[scan->place_count++] = record->offset;", "scan->places[scan->place_count++] = 0;"
-    )
+    (tmp_path / "main.c").write_text(MAIN)
+    reader = (ROOT / "native" / source).read_text()
+    wrong = reader.replace(line, error)
     assert wrong != reader
     (tmp_path / "wrong.c").write_text(wrong)
     outcomes = []
-    for source in ("native/wal_read.c", str(tmp_path / "wrong.c")):
+    for reading in (f"native/{source}", str(tmp_path / "wrong.c")):
         program = tmp_path / "target"
-        sources = [str(tmp_path / "main.c"), "native/fuzz_wal.c", source, "native/crc32c.c"]
+        others = [f"native/{other}" for other in target.sources if other != source]
         flags = ["-Inative", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-        subprocess.run(["gcc", *flags, "-o", program, *sources], cwd=ROOT, check=True)
+        subprocess.run(["gcc", *flags, "-o", program, tmp_path / "main.c", reading, *others], cwd=ROOT, check=True)
         outcomes.append(subprocess.run([program, *seeds], capture_output=True, text=True, check=False))
     right, erring = outcomes
     assert (right.returncode, right.stderr) == (0, "")
     assert erring.returncode != 0
-    assert "not so: at > above" in erring.stderr
+    assert told in erring.stderr
 
 
 @pytest.mark.soak
-def test_fuzzing_finds_nothing() -> None:
-    """RELIABILITY section 6: WAL records, fuzzed."""
-    done = subprocess.run([sys.executable, "-m", "tests.native.fuzz", "--seconds", str(SOAK_SECONDS)], cwd=ROOT)
+@pytest.mark.parametrize("target", fuzz.TARGETS)
+def test_fuzzing_finds_nothing(target: str) -> None:
+    """RELIABILITY section 6: WAL records and batches, fuzzed."""
+    done = subprocess.run([sys.executable, "-m", "tests.native.fuzz", target, "--seconds", str(SOAK_SECONDS)], cwd=ROOT)
     if done.returncode == fuzz.MISSING:
         pytest.skip("no clang with libFuzzer here")
     assert done.returncode == 0
