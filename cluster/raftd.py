@@ -254,9 +254,14 @@ class Raftd:
         if index <= self._floors.get(sender, index):
             return
         self._floors[sender] = index
-        everywhere = min(self._floors.values())
+        self._release()
+
+    def _release(self) -> None:
+        """After a restart the commit index may be behind the floors for a while: what is above it waits."""
+        everywhere = min(*self._floors.values(), self.core.applicable)
         if everywhere > self._released:
             self._released = everywhere
+            self.core.release(everywhere)
             self.wal.release(everywhere)
 
     def _tick(self) -> None:
@@ -271,6 +276,7 @@ class Raftd:
                 self.core.transfer_leadership(successor)
         if self._ticks % FLOOR_TICKS == 0:
             self.link.send_floor(self._floors[self.core.config.id])
+            self._release()
         if self._attached:
             self._tell_status(always=True)
         self._count()

@@ -255,6 +255,12 @@ class Raft:
         """The voter that could take over soonest: heard of lately, with the most of our log. 0 if there is none."""
         return self._leading.best_successor() if self._leading else 0
 
+    def release(self, index: int) -> None:
+        """Every member has all up to `index` in its log and applied it, both durably: it will not be needed again."""
+        self.log.release(index)
+        if self._leading:
+            self._leading.released()
+
     def appended(self, append: Append) -> None:
         """`append` is durable. To be called once for each, in the order in which they were given out."""
         oldest = self._in_flight.popleft()

@@ -113,10 +113,27 @@ class Leadership:
             return False
         progress.active = True
         if m.reject:
-            progress.rejected(m.index, self._log.agreeing(m.hint, m.log_term))
+            self._rejected(progress, m)
             return False
         assert m.index <= self._log.last_index, f"{m.sender} acknowledged {m.index} of {self._log.last_index}"
-        return progress.accepted(m.index)
+        news = progress.accepted(m.index)
+        progress.next = max(progress.next, self._log.first_index)  # an old answer may name what was released since
+        return news
+
+    def _rejected(self, progress: Progress, m: Message) -> None:
+        """Go back as far as the two logs may agree, but not behind what was released: that is on everybody's disk, so
+        they agree there at the latest. A no to that very place is an old one, or of somebody who has lost his log:
+        either way it is asked again with the next heartbeat, not at once."""
+        released = self._log.first_index - 1
+        asked_there = progress.state is ProgressState.PROBE and m.index == progress.next - 1 == released
+        progress.rejected(m.index, self._log.agreeing(m.hint, m.log_term))
+        progress.next = max(progress.next, released + 1)
+        progress.paused |= asked_there
+
+    def released(self) -> None:
+        """The log has let go of its beginning, which every member holds."""
+        for _, progress in self._peers:
+            progress.next = max(progress.next, self._log.first_index)
 
     def on_heartbeat_reply(self, m: Message, newest: int) -> bool:
         """True if the sender has confirmed a later round of reads than was known; `newest` is the newest there is."""
@@ -160,8 +177,6 @@ class Leadership:
 
     def _due(self, progress: Progress) -> bool:
         log = self._log
-        if progress.next < log.first_index:
-            return False  # the log does not go back that far
         if progress.state is ProgressState.PROBE:
             return not progress.paused
         return (

@@ -13,6 +13,8 @@ an entry, however far back it asks. The tail is trimmed from the old end once it
 `stable_index`, so what is read through the store is on disk and is not being replaced: replacing an entry lowers
 `stable_index` and starts the tail at or before it.
 
+What nobody will need again is released: then `prev` moves up, and the store may give the space back whenever it likes.
+
 Nothing at or before `committed` is ever cut; that is an assert, not a hope. Pure: the store is passed in.
 """
 
@@ -208,6 +210,20 @@ class Log:
         entries = self._tail[self._unsaved - self._tail_first :]
         self._unsaved = self.last_index + 1
         return entries
+
+    def release(self, index: int) -> None:
+        """Entries up to `index` will not be asked for again, and the store may let go of them at any time."""
+        assert index <= min(self.committed, self.stable_index), (index, self.committed, self.stable_index)
+        if index <= self._prev_index:
+            return
+        self._prev_index, self._prev_term = index, self.term(index)
+        gone = bisect_right(self._run_first, index)  # the last of these runs may go on behind `index`
+        later = self._run_first[gone] if gone < len(self._run_first) else self.last_index + 1
+        if gone and later > index + 1:
+            gone -= 1
+            self._run_first[gone] = index + 1
+        del self._run_first[:gone]
+        del self._run_term[:gone]
 
     def stable_to(self, index: int) -> None:
         """All up to `index`, as they are now, are on disk. The caller answers for "as they are now"."""

@@ -64,16 +64,56 @@ def test_a_log_without_its_beginning_goes_on_where_it_ends() -> None:
     assert cluster.terms(3) == [3, 3, 4, 4]
 
 
-def test_a_member_that_needs_what_the_log_no_longer_holds_gets_heartbeats_only() -> None:
-    """It cannot be helped by appends; it must not stop the leader, nor be left to campaign."""
+def test_a_member_that_needs_what_the_log_no_longer_holds_is_asked_once_a_heartbeat() -> None:
+    """It cannot be helped by appends; it must not stop the leader, nor be asked without end, nor be left to campaign."""
     cluster = Cluster()
     for id in (1, 2):
         cluster.boot(id, Disk([3, 3], HardState(3, 0, 12), prev=(10, 2)))
     cluster.elect(1)
-    cluster.tick(1, 3)
-    cluster.stabilize()
+    for _ in range(3):
+        cluster.tick(1)
+        assert len(cluster.waiting(M.APPEND, to=3)) == 0
+        cluster.stabilize()
     assert (cluster[3].leader, cluster[3].log.last_index) == (1, 0)
     assert cluster[1].commit == 13
+
+
+def test_a_leader_never_goes_back_behind_what_was_released() -> None:
+    """A no that was long under way, of a member whose log was short then, must not lead to an entry that is gone."""
+    cluster = Cluster()
+    for id in cluster.voters:
+        cluster.boot(id, Disk([1, 1, 1, 1, 1], HardState(1, 0, 5)))
+    cluster[1].release(4)
+    cluster.lead(1)
+    cluster[1].step(Message(M.APPEND_REPLY, 1, 3, 2, index=5, reject=True, hint=0, log_term=0))
+    cluster.turn(1)
+    assert [m.index for m in cluster.waiting(M.APPEND, to=3)] == [5, 4]
+    cluster.stabilize()
+    assert [cluster[id].commit for id in cluster.voters] == [6, 6, 6]
+
+
+def test_what_a_member_lacks_is_sent_from_where_the_log_begins() -> None:
+    """It has all that was released, but the leader never heard so: its answers were lost."""
+    cluster = Cluster()
+    cluster.elect(1)
+    for _ in range(3):
+        cluster.propose(1)
+        for id in (2, 3):
+            cluster.deliver(id)
+            cluster.sync(id)
+        cluster.drop(1, lambda m: m.sender == 3)
+        cluster.deliver(1)
+        cluster.sync(1)
+    assert cluster[1].commit == 4
+    cluster.network.clear()
+    cluster[1].release(4)
+    cluster[1].step(Message(M.APPEND_REPLY, 1, 3, 1, index=3, reject=True, hint=1, log_term=1))
+    cluster.turn(1)
+    assert [m.index for m in cluster.waiting(M.APPEND, to=3)] == [4]
+    cluster.stabilize()
+    cluster.propose(1)
+    cluster.stabilize()
+    assert [cluster[id].commit for id in cluster.voters] == [5, 5, 5]
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ OPERATIONS = st.one_of(
     st.tuples(st.just("append"), st.integers(0, 1), st.integers(0, 40)),
     st.tuples(st.just("accept"), st.integers(0, 3), st.integers(0, 3), st.integers(0, 3), st.integers(0, 2)),
     st.tuples(st.just("commit"), st.integers(0, 12)),
+    st.tuples(st.just("release"), st.integers(0, 12)),
     st.tuples(st.just("take")),
     st.tuples(st.just("sync")),
 )
@@ -91,7 +92,7 @@ OPERATIONS = st.one_of(
 def test_the_log_is_a_list_of_entries_whatever_is_done_to_it(
     terms: list[int], prev: int, memory_bytes_max: int, operations: list[tuple]
 ) -> None:
-    """Appends, conflicts, commits, writes that complete, and a tail so small that it is trimmed all the time."""
+    """Appends, conflicts, commits, releases, writes that complete, and a tail so small that it is trimmed all the time."""
     log, dumb = make(terms, min(prev, len(terms)), memory_bytes_max)
     pending: list[tuple[list[Entry], int, int]] = []
     epoch = 0  # counts truncations: as the core sees it, a write speaks only for the log that it was taken from
@@ -118,6 +119,11 @@ def test_the_log_is_a_list_of_entries_whatever_is_done_to_it(
             index = min(numbers[0], last)
             log.commit_to(index)
             dumb.committed = max(dumb.committed, index)
+        elif operation == "release":
+            index = min(numbers[0], dumb.committed, dumb.stable)
+            log.release(index)
+            dumb.prev = max(dumb.prev, index)
+            dumb.written = {i: e for i, e in dumb.written.items() if i > index}  # gone at once, as it may be
         elif operation == "take":
             assert log.has_unsaved == (dumb.taken < last)
             taken = log.take_unsaved()
@@ -220,6 +226,21 @@ def test_runs_of_terms_that_make_no_log_are_refused(
     """A journal that says such a thing is wrong about the disk."""
     with pytest.raises(AssertionError):
         Log(DumbLog([], 0, 0, 0, 0), prev=prev, terms=terms, last_index=last)
+
+
+def test_only_what_is_committed_and_on_disk_is_released() -> None:
+    log, _ = make([1, 1, 1], 0, 1000)
+    with pytest.raises(AssertionError):
+        log.release(1)
+    log.commit_to(3)
+    log.append([Entry(1, 4, 0, b"")])
+    log.commit_to(4)
+    with pytest.raises(AssertionError):
+        log.release(4)
+    log.release(3)
+    assert (log.first_index, log.term(3)) == (4, 1)
+    log.release(1)
+    assert log.first_index == 4
 
 
 @pytest.mark.parametrize("entry", [Entry(2, 5, 0, b""), Entry(2, 3, 0, b""), Entry(1, 4, 0, b"")])
