@@ -108,11 +108,11 @@ class Proposals:
         return []
 
     def resend(self, now: int, *, all: bool) -> None:
-        """Send again what may not have been heard: all of it, or what has waited for long."""
+        """Send again what may not have been heard: all of it, or what has waited for long. A batch that an impatient
+        later one overtakes is added anew when that is applied."""
         for pending in self._pending.values():
-            if not all and now - pending.sent < self._patience_ticks << min(pending.attempts, 6):
-                break
-            self._send(pending, now)
+            if all or now - pending.sent >= self._patience_ticks << min(pending.attempts, 6):
+                self._send(pending, now)
 
     def expire(self, limit: int) -> Iterable[Pending]:
         """Give up the batches that were born at or before tick `limit`, oldest first."""

@@ -65,7 +65,7 @@ def test_a_log_without_its_beginning_goes_on_where_it_ends() -> None:
 
 
 def test_a_member_that_needs_what_the_log_no_longer_holds_is_asked_once_a_heartbeat() -> None:
-    """It cannot be helped by appends; it must not stop the leader, nor be asked without end, nor be left to campaign."""
+    """It cannot be helped; it must not stop the leader, nor be asked without end, nor be left to campaign."""
     cluster = Cluster()
     for id in (1, 2):
         cluster.boot(id, Disk([3, 3], HardState(3, 0, 12), prev=(10, 2)))

@@ -92,7 +92,7 @@ OPERATIONS = st.one_of(
 def test_the_log_is_a_list_of_entries_whatever_is_done_to_it(
     terms: list[int], prev: int, memory_bytes_max: int, operations: list[tuple]
 ) -> None:
-    """Appends, conflicts, commits, releases, writes that complete, and a tail so small that it is trimmed all the time."""
+    """Appends, conflicts, commits, releases, writes that complete, and a tail so small that it is always trimmed."""
     log, dumb = make(terms, min(prev, len(terms)), memory_bytes_max)
     pending: list[tuple[list[Entry], int, int]] = []
     epoch = 0  # counts truncations: as the core sees it, a write speaks only for the log that it was taken from

@@ -45,7 +45,7 @@ HEARTBEAT_MS, ELECTION_MS = 50, 500
 T = TypeVar("T")
 
 
-def eventually(attempt: Callable[[], T], seconds: float = 15.0, what: str = "it") -> T:
+def eventually(attempt: Callable[[], T], seconds: float = 40.0, what: str = "it") -> T:
     """What `attempt` returns once that is true. OSError and TimeoutError count as not yet."""
     deadline, last = time.monotonic() + seconds, "false"
     while True:

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 CHILDREN = ("raft", "apply", "watch")
 
 
-def eventually(true: Callable[[], object], seconds: float = 10.0) -> None:
+def eventually(true: Callable[[], object], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "it never happened"
@@ -99,7 +99,7 @@ class Node:
     def tell(self, name: str, *lines: str) -> None:
         (self.directory / f"behave.{name}").write_text("\n".join(lines))
 
-    def wait(self, seconds: float = 15.0) -> tuple[int, str]:
+    def wait(self, seconds: float = 60.0) -> tuple[int, str]:
         """The exit code and all that was said."""
         assert self.process
         _, said = self.process.communicate(timeout=seconds)
@@ -184,7 +184,7 @@ def test_a_second_interrupt_ends_a_child_that_does_not_end_by_itself(node: Node)
     time.sleep(0.1)
     assert alive(supervisor), "it gives apply its time"
     os.kill(supervisor, signal.SIGINT)
-    code, said = node.wait(3)
+    code, said = node.wait(60)
     assert (code, "apply doesn't end by itself; killing it" in said) == (0, True)
 
 

@@ -168,7 +168,7 @@ def test_watchers_see_everything_once_whatever_dies_beneath_them(stage: Stage, p
             if process == "supervisor":
                 cluster.start(node, wait=False)
             time.sleep(0.2)
-            load.served_after(node, since, 20.0)
+            load.served_after(node, since, 60.0)
 
 
 def test_a_watcher_of_one_node_comes_back_to_it(stage: Stage) -> None:
