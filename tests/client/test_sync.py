@@ -245,6 +245,7 @@ def test_a_stopped_node_is_left() -> None:
             with FakeNode() as other, kvorum.client([address, other.address], shuffle=False, timeout=20) as client:
                 client.put("k", "v")
                 process.send_signal(signal.SIGSTOP)
+                os.waitpid(process.pid, os.WUNTRACED)  # each of its threads runs on until it notices
                 assert client.get("k") == (None, None)  # well before its deadline, else it would raise
         finally:
             process.kill()

@@ -314,13 +314,6 @@ class GivesUpTheLogTooEarly(Raftd):
             super()._floor(member, min(index, self.core.log.stable_index))
 
 
-class ForgetsWhatWasReleased(Raft):
-    """The log still believes that it holds what the disk has let go of."""
-
-    def release(self, index: int) -> None:
-        pass
-
-
 class AnswersOldSessions(Raftd):
     """Hears an apply process that is not attached."""
 
@@ -558,7 +551,6 @@ MUTANTS = [
     _of(TellsOfProgressTooEarly, _slow_watchers),
     _of(CutsWithinARevision, _slow_watchers),
     _of(GivesUpTheLogTooEarly, _restless_processes),
-    _of(ForgetsWhatWasReleased, _replaced_in_flight),
     _of(AnswersOldSessions),
     _of(AppliesCopies),
     _of(WritesTheIndexApart, _restless_processes),
