@@ -9,11 +9,15 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from ops.bench.workloads import WORKLOADS, Workload
 
 SYSTEMS = ("etcd", "kvorum")
+FINDINGS = Path(__file__).with_name("FINDINGS.md")
+"""What somebody found out about the numbers; goes into the page as it is."""
+
 GOALS = {"put/256": 2.0, "txn/256": 2.0, "get/256": 2.0, "put/1": 1.0, "memory": 1.0}
 """What is to be reached on three nodes now: at least for a throughput, at most for a latency and for memory."""
 
@@ -92,6 +96,7 @@ def markdown(results: dict[str, Any], picture: str) -> str:
     for nodes in plan["nodes"]:
         out += [f"## {_count(nodes)}", "", *_table(rows(results, nodes), nodes == 3), ""]
         out += [*_cpu_table(results, nodes), ""]
+    out += [FINDINGS.read_text(encoding="utf-8")]
     out += ["## What was measured, and how", "", *_how(results), ""]
     out += ["## Where and with what", ""]
     out += [f"- {name}: {value}" for name, value in machine.items()]
