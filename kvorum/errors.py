@@ -113,6 +113,14 @@ class LeaseNotFound(Refused):
     code, text = Code.NOT_FOUND, "etcdserver: requested lease not found"
 
 
+class LeaseExists(Refused):
+    code, text = Code.FAILED_PRECONDITION, "etcdserver: lease already exists"
+
+
+class LeaseTTLTooLarge(Refused):
+    code, text = Code.OUT_OF_RANGE, "etcdserver: too large lease TTL"
+
+
 class NotLeader(Refused):
     code, text = Code.FAILED_PRECONDITION, "etcdserver: not leader"
 

@@ -48,10 +48,18 @@ class Method(IntEnum):
     TXN = 5
     COMPACT = 6
     WATCH = 7
+    LEASE_GRANT = 8
+    LEASE_REVOKE = 9
+    LEASE_KEEP_ALIVE = 10
+    LEASE_TIME_TO_LIVE = 11
+    LEASE_LEASES = 12
     MEMBER_LIST = 13
     STATUS = 18
     MOVE_LEADER = 23
     MEMBER_PUBLISH = 64
+    LEASE_EXPIRE = 65
+    LEASE_CHECKPOINT = 66
+    LEASE_LEAD = 67
 
 
 class Shape(NamedTuple):
@@ -70,6 +78,15 @@ METHODS: dict[Method, Shape] = {
     Method.TXN: Shape("/etcdserverpb.KV/Txn", pb.TxnRequest, pb.TxnResponse),
     Method.COMPACT: Shape("/etcdserverpb.KV/Compact", pb.CompactionRequest, pb.CompactionResponse),
     Method.WATCH: Shape("/etcdserverpb.Watch/Watch", pb.WatchRequest, pb.WatchResponse),
+    Method.LEASE_GRANT: Shape("/etcdserverpb.Lease/LeaseGrant", pb.LeaseGrantRequest, pb.LeaseGrantResponse),
+    Method.LEASE_REVOKE: Shape("/etcdserverpb.Lease/LeaseRevoke", pb.LeaseRevokeRequest, pb.LeaseRevokeResponse),
+    Method.LEASE_KEEP_ALIVE: Shape(
+        "/etcdserverpb.Lease/LeaseKeepAlive", pb.LeaseKeepAliveRequest, pb.LeaseKeepAliveResponse
+    ),
+    Method.LEASE_TIME_TO_LIVE: Shape(
+        "/etcdserverpb.Lease/LeaseTimeToLive", pb.LeaseTimeToLiveRequest, pb.LeaseTimeToLiveResponse
+    ),
+    Method.LEASE_LEASES: Shape("/etcdserverpb.Lease/LeaseLeases", pb.LeaseLeasesRequest, pb.LeaseLeasesResponse),
     Method.MEMBER_LIST: Shape("/etcdserverpb.Cluster/MemberList", pb.MemberListRequest, pb.MemberListResponse),
     Method.STATUS: Shape("/etcdserverpb.Maintenance/Status", pb.StatusRequest, pb.StatusResponse),
     Method.MOVE_LEADER: Shape("/etcdserverpb.Maintenance/MoveLeader", pb.MoveLeaderRequest, pb.MoveLeaderResponse),

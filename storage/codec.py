@@ -5,6 +5,7 @@ One ordered map holds everything, told apart by the first byte of the key:
     k | user key                                   -> KeyValue, as it goes into a reply: the newest state
     r | main u64 BE | sub u32 BE                   -> Event{type, kv}: every change, in order
     h | escaped user key | ~main | ~sub            -> KeyValue without key and value; empty for a deletion
+    l | ...                                        -> leases and their keys (storage.leases)
     m | name                                       -> what the state machine remembers about itself
 
 A change is named by (main, sub): the revision, and its place among the changes of that revision. `h` sorts by key,
@@ -144,6 +145,11 @@ def field(tag: bytes, body: bytes) -> bytes:
     return tag + (_SHORT[n] if n < 2048 else varint(n)) + body
 
 
+def int_field(tag: bytes, n: int) -> bytes:
+    """An int64 field, which may be negative; 0 is left out."""
+    return tag + varint(n & _MAIN_MAX) if n else b""
+
+
 def lifetime(create: int, main: int, version: int) -> bytes:
     """The KeyValue fields between key and value; also the whole value of an `h` entry."""
     now = varint(main)
@@ -188,6 +194,14 @@ def value_of(kv: bytes) -> bytes:
     """The value of an encoded KeyValue."""
     value: bytes = pb.KeyValue.FromString(kv).value
     return value
+
+
+def lease_of(kv: bytes) -> int:
+    """The lease of an encoded KeyValue, 0 for none. It is the last field, so most are told by a glance."""
+    if b"\x30" not in kv[-11:]:
+        return 0
+    lease: int = pb.KeyValue.FromString(kv).lease
+    return lease
 
 
 def without_value(kv: bytes) -> bytes:

@@ -4,16 +4,16 @@
                                        ▲
                        sweep ──────────┘  gives back what compactions left behind
 
-This is the one owner of the engine. It holds no keys in memory, only a few numbers that are read once, at opening, and
-move when a turn is committed: reads see the state of the last commit, all of it and nothing newer, and say its
-revision.
+This is the one owner of the engine. It holds no keys in memory, only the leases and a few numbers that are read once,
+at opening, and move when a turn is committed: reads see the state of the last commit, all of it and nothing newer, and
+say its revision.
 
 What an acknowledgement relies on: a turn's batch carries its data and the applied index in one atomic write, the
 engine loses batches only from the end, and the log keeps everything behind the durable applied index. So a crash takes
 the store back to some earlier entry, and applying the log from there on leads to the very same store (nothing here
 looks at a clock, a random number, or local configuration).
 
-Rooms: codec (bytes), requests (rules), reads, history, txn, turn, compaction. Pure.
+Rooms: codec (bytes), requests (rules), reads, history, leases, txn, turn, compaction. Pure.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from native.plain import Scanner
 from storage import codec, compaction, requests, txn
 from storage.engine import Engine
 from storage.history import Change, Past, events
+from storage.leases import Leases
 from storage.lives import Lives
 from storage.reads import Counts, Latest, Meter, State, Steps, ranged
 from storage.turn import Outcome, Result, Turn, refusal
@@ -94,6 +95,7 @@ class Keyspace:
         }
         """The last applied (incarnation, number) of each member that ever proposed."""
         self._counts = Counts()
+        self.leases = Leases(engine)
         self._lives = Lives()
         self._scanner = Scanner()
         self._members: dict[int, pb.MemberPublish] = {
@@ -131,7 +133,7 @@ class Keyspace:
         most puts. What is written is the same.
         """
         known = None if prev else self._lives
-        return Turn(self.engine, self.state, self.origins, self._commit, self._scanner, known)
+        return Turn(self.engine, self.state, self.origins, self._commit, self._scanner, self.leases, known)
 
     def _commit(self, turn: Turn) -> list[Change]:
         assert turn.index >= self.state.applied, (turn.index, self.state.applied)
@@ -145,6 +147,7 @@ class Keyspace:
         self.state = state
         self.origins.update(turn.origins)
         self._lives.update(turn.lives)
+        self.leases.update(turn.leases)
         self._members.update(turn.members)
         return turn.changes
 

@@ -24,6 +24,7 @@ from kvorum import errors
 from kvorum import etcd_pb2 as pb
 from kvorum.wire import Method
 from storage.codec import span_end
+from storage.leases import TTL_MAX
 
 
 class Limits(NamedTuple):
@@ -43,11 +44,11 @@ class Path(IntEnum):
 
 
 def admit(method: int, payload: bytes, limits: Limits) -> Path:
-    """Judge a request where it enters. Covers RANGE, PUT, DELETE_RANGE, TXN and COMPACT.
+    """Judge a request where it enters. Covers RANGE, PUT, DELETE_RANGE, TXN, COMPACT, LEASE_GRANT and LEASE_REVOKE.
 
     Raises what the client is told: Malformed (also for transactions nested deeper than protobuf's recursion limit),
     EmptyKey, KeyNotFound (an operation without a request), ValueProvided, LeaseProvided, InvalidSortOption, TooManyOps,
-    DuplicateKey, RequestTooLarge, Unimplemented.
+    DuplicateKey, LeaseTTLTooLarge, RequestTooLarge, Unimplemented.
     """
     request = parse(method, payload, limits.max_txn_ops)
     if method == Method.RANGE:
@@ -90,6 +91,9 @@ def parse(method: int, payload: bytes, max_txn_ops: int | None = None) -> Any:
         request = _txn(request, max_txn_ops)
         _claims(request.success)
         _claims(request.failure)
+    elif method == Method.LEASE_GRANT:
+        if request.TTL > TTL_MAX:
+            raise errors.LeaseTTLTooLarge
     elif method == Method.MEMBER_PUBLISH and not request.member.ID:
         raise errors.Malformed
     return request
@@ -101,7 +105,12 @@ _REQUESTS: dict[int, Any] = {
     Method.DELETE_RANGE: pb.DeleteRangeRequest,
     Method.TXN: pb.TxnRequest,
     Method.COMPACT: pb.CompactionRequest,
+    Method.LEASE_GRANT: pb.LeaseGrantRequest,
+    Method.LEASE_REVOKE: pb.LeaseRevokeRequest,
     Method.MEMBER_PUBLISH: pb.MemberPublish,
+    Method.LEASE_EXPIRE: pb.LeaseExpire,
+    Method.LEASE_CHECKPOINT: pb.LeaseCheckpoints,
+    Method.LEASE_LEAD: pb.LeaseLead,
 }
 
 
@@ -128,7 +137,9 @@ def read_only(txn: Txn) -> bool:
 
 def cost(method: int, payload: bytes) -> int:
     """How much of the space quota a request may take, in bytes: 256 + key + value for a put, for a transaction the
-    dearer branch, nested ones included; 0 for what takes no space. Raises what `parse` does."""
+    dearer branch, nested ones included, 64 for a lease; 0 for what takes no space. Raises what `parse` does."""
+    if method == Method.LEASE_GRANT:
+        return 64
     return _cost(parse(method, payload)) if method in (Method.PUT, Method.TXN) else 0
 
 

@@ -37,6 +37,8 @@ from storage import codec, lives, requests, txn
 from storage.codec import State as Applied
 from storage.engine import Engine
 from storage.history import Change, Past
+from storage.leases import Changes as LeaseChanges
+from storage.leases import Leases, Lessor
 from storage.lives import Lives
 from storage.reads import Latest, State
 
@@ -141,6 +143,7 @@ class Turn:
         origins: dict[int, tuple[int, int]],
         commit: Callable[[Turn], list[Change]],
         scanner: Scanner,
+        leases: Leases,
         known: Lives | None = None,
     ) -> None:
         self._engine = engine
@@ -149,6 +152,7 @@ class Turn:
         self._base = applied.revision
         self.index, self.term, self.revision, self.compacted = applied
         self.batch = engine.batch()
+        self.leases = LeaseChanges(leases, self.batch)
         self.changes: list[Change] = []
         self.members: dict[int, pb.MemberPublish] = {}
         self.origins: dict[int, tuple[int, int]] = {}
@@ -156,6 +160,7 @@ class Turn:
         self._overlay = Overlay(engine)
         self._known = known  # None: changes must say what was before, so everything is looked up
         self.lives: dict[bytes, int] = {}  # of the keys that this turn has changed, 0 where it isn't known
+        self._proposer = (0, 0)  # member and incarnation that the entry being applied came from
         self._sub = 0  # changes of the record being done
         self._first: dict[bytes, bytes] = {}  # what keys changed by it were before, b"" if nothing
 
@@ -200,6 +205,7 @@ class Turn:
         if last is not None and number <= last:
             return Outcome(True, [])
         self.origins[proposal.origin] = number
+        self._proposer = (proposal.origin, proposal.incarnation)
         batch = proposal.batch
         scanned = self._scanner.scan(batch)
         if scanned is not None:
@@ -294,7 +300,7 @@ class Turn:
             elif kind == plain.DELETE:
                 kv = self._overlay.get(key)
                 if kv is not None:
-                    self._remove(key, kv)
+                    self._remove(key, kv, kv)
                     answer = b"\x10\x01"
             elif answers:
                 kv = self._overlay.get(key)
@@ -336,10 +342,7 @@ class Turn:
         except errors.KvorumError as error:
             assert not self._sub, "a refused record has changed something"
             return refusal(error, self.revision)
-        if self._sub:
-            self.revision += 1
-            self._sub = 0
-            self._first.clear()
+        self._next_revision()
         return Result(0, self.revision, body)
 
     def _do(self, request: object) -> bytes:
@@ -352,6 +355,23 @@ class Turn:
             return self.delete(request)
         if isinstance(request, pb.CompactionRequest):
             return self._compact(request.revision)
+        if isinstance(request, pb.LeaseGrantRequest):
+            if not request.ID:
+                raise errors.Malformed  # the proposer chooses, so that all have the same
+            self.leases.grant(request.ID, request.TTL)
+            return codec.int_field(b"\x10", request.ID) + codec.int_field(b"\x18", request.TTL)
+        if isinstance(request, pb.LeaseRevokeRequest):
+            if self.leases.ttl(request.ID) is None:
+                raise errors.LeaseNotFound
+            self._end_lease(request.ID)
+            return b""
+        if isinstance(request, pb.LeaseLead):
+            self.leases.lead(Lessor(request.term, *self._proposer))
+            return b""
+        if isinstance(request, pb.LeaseExpire | pb.LeaseCheckpoints):
+            if Lessor(request.term, *self._proposer) == self.leases.lessor:
+                self._heed_lessor(request)
+            return b""
         if isinstance(request, pb.MemberPublish):
             return self._publish(request)
         assert isinstance(request, errors.KvorumError)
@@ -371,11 +391,17 @@ class Turn:
         return codec.field(b"\x12", old) if request.prev_kv and old is not None else b""
 
     def _write(self, key: bytes, value: bytes, lease: int, old: bytes | None, prev: bytes) -> None:
+        before = 0
         if old is None:
             create, version = self.revision + 1, 1
         else:
             was = pb.KeyValue.FromString(old)
-            create, version = was.create_revision, was.version + 1
+            create, version, before = was.create_revision, was.version + 1, was.lease
+        if lease != before:
+            if before:
+                self.leases.detach(before, key)
+            if lease:
+                self.leases.attach(lease, key)
         self._store(key, value, lease, create, version, prev)
 
     def _store(self, key: bytes, value: bytes, lease: int, create: int, version: int, prev: bytes) -> None:
@@ -395,7 +421,7 @@ class Turn:
             found = list(self._overlay.entries(key, end))
         for latest_key, kv in found:
             gone = latest_key[1:]
-            self._remove(gone, self._first.setdefault(gone, kv))
+            self._remove(gone, kv, self._first.setdefault(gone, kv))
         if not found:
             return b""
         body = b"\x10" + codec.varint(len(found))
@@ -403,7 +429,11 @@ class Turn:
             body += b"".join([codec.field(b"\x1a", kv) for _, kv in found])
         return body
 
-    def _remove(self, key: bytes, prev: bytes) -> None:
+    def _remove(self, key: bytes, kv: bytes, prev: bytes) -> None:
+        """Delete a key that is `kv` now, and was `prev` before this record."""
+        lease = codec.lease_of(kv)
+        if lease:
+            self.leases.detach(lease, key)
         self.batch.delete(b"k" + key)
         self.lives[key] = 0
         self._changed(key, None, codec.delete_event(key, self.revision + 1), b"", prev)
@@ -424,6 +454,35 @@ class Turn:
             raise errors.FutureRevision
         self.compacted = revision
         return b""
+
+    # ---- leases
+
+    def _end_lease(self, id: int) -> None:
+        """All its keys go at one revision, in order, and it with them."""
+        keys = self.leases.keys(id)
+        self._overlay.fetch(keys)
+        for key in keys:
+            kv = self._overlay.get(key)
+            assert kv is not None, "a lease holds a key that is not there"
+            self._remove(key, kv, kv)
+        self.leases.end(id)
+
+    def _heed_lessor(self, request: pb.LeaseExpire | pb.LeaseCheckpoints) -> None:
+        if isinstance(request, pb.LeaseCheckpoints):
+            for checkpoint in request.checkpoints:
+                self.leases.checkpoint(checkpoint.ID, checkpoint.remaining_TTL)
+            return
+        for id in request.IDs:  # each at a revision of its own
+            if self.leases.ttl(id) is not None:
+                self._end_lease(id)
+                self._next_revision()
+
+    def _next_revision(self) -> None:
+        """The record has changed something, perhaps, and another revision begins."""
+        if self._sub:
+            self.revision += 1
+            self._sub = 0
+            self._first.clear()
 
     def _publish(self, request: pb.MemberPublish) -> bytes:
         self.batch.put(codec.member_key(request.member.ID), request.SerializeToString())

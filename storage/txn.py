@@ -20,6 +20,7 @@ from kvorum import errors
 from kvorum import etcd_pb2 as pb
 from native import plain
 from storage import codec
+from storage.leases import Changes as LeaseChanges
 from storage.reads import KEY_COST, Entries, Meter, Steps, View, check_revision, drained, ranged, ranged_now
 from storage.requests import Op, Txn
 
@@ -29,6 +30,9 @@ _RANGE, _PUT, _DELETE, _TXN = b"\x0a", b"\x12", b"\x1a", b"\x22"
 class Writer(View, Protocol):
     """A view that can be changed; the changes of one transaction make one revision."""
 
+    @property
+    def leases(self) -> LeaseChanges: ...
+
     def put(self, request: pb.PutRequest) -> bytes:
         """Returns the PutResponse without header. The request's preconditions hold."""
         ...
@@ -36,11 +40,11 @@ class Writer(View, Protocol):
     def delete(self, request: pb.DeleteRangeRequest) -> bytes: ...
 
 
-def check_put(view: View, request: pb.PutRequest) -> None:
-    """Raises LeaseNotFound or KeyNotFound. (There are no leases yet, so every id is unknown.)"""
-    if request.lease:
+def check_put(writer: Writer, request: pb.PutRequest) -> None:
+    """Raises LeaseNotFound or KeyNotFound."""
+    if request.lease and writer.leases.ttl(request.lease) is None:
         raise errors.LeaseNotFound
-    if (request.ignore_value or request.ignore_lease) and view.latest.get(request.key) is None:
+    if (request.ignore_value or request.ignore_lease) and writer.latest.get(request.key) is None:
         raise errors.KeyNotFound
 
 

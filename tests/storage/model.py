@@ -24,6 +24,7 @@ class Model:
         self.events: dict[int, list[pb.Event]] = {}
         self.revision = 1
         self.compacted = -1
+        self.leases: dict[int, int] = {}
         self._now: KVs = {}  # the state that the request being done has made so far
         self._events: list[pb.Event] = []
 
@@ -36,6 +37,8 @@ class Model:
             pb.RangeRequest: self._range_alone,
             pb.TxnRequest: self._txn_alone,
             pb.CompactionRequest: self._compact,
+            pb.LeaseGrantRequest: self._grant,
+            pb.LeaseRevokeRequest: self._revoke,
         }[type(request)](request)
         if self._events:
             self.revision += 1
@@ -91,7 +94,7 @@ class Model:
         return self._put(request)
 
     def _check_put(self, request: pb.PutRequest) -> None:
-        if request.lease:
+        if request.lease and request.lease not in self.leases:
             raise errors.LeaseNotFound
         if (request.ignore_value or request.ignore_lease) and request.key not in self._now:
             raise errors.KeyNotFound
@@ -100,10 +103,13 @@ class Model:
         main = self.revision + 1
         old = self._now.get(request.key)
         new = pb.KeyValue(key=request.key, mod_revision=main, create_revision=main, version=1, value=request.value)
+        new.lease = request.lease
         if old is not None:
             new.create_revision, new.version = old.create_revision, old.version + 1
             if request.ignore_value:
                 new.value = old.value
+            if request.ignore_lease:
+                new.lease = old.lease
         self._now[request.key] = new
         self._event(pb.Event.PUT, new)
         response = pb.PutResponse(header=pb.ResponseHeader(revision=main))
@@ -185,6 +191,26 @@ class Model:
                 response.responses.add().response_txn.CopyFrom(self._execute(op.request_txn, paths, at))
         response.header.revision = self._head
         return response
+
+    # ---- leases
+
+    def _grant(self, request: pb.LeaseGrantRequest) -> pb.LeaseGrantResponse:
+        if request.ID in self.leases:
+            raise errors.LeaseExists
+        self.leases[request.ID] = request.TTL
+        return pb.LeaseGrantResponse(ID=request.ID, TTL=request.TTL)
+
+    def _revoke(self, request: pb.LeaseRevokeRequest) -> pb.LeaseRevokeResponse:
+        if request.ID not in self.leases:
+            raise errors.LeaseNotFound
+        del self.leases[request.ID]
+        for key in self.keys_of(request.ID):
+            del self._now[key]
+            self._event(pb.Event.DELETE, pb.KeyValue(key=key, mod_revision=self.revision + 1))
+        return pb.LeaseRevokeResponse()
+
+    def keys_of(self, lease: int) -> list[bytes]:
+        return [key for key, kv in sorted(self._now.items()) if kv.lease == lease]
 
     # ---- compaction and history
 

@@ -10,6 +10,8 @@ from kvorum import etcd_pb2 as pb
 KEYS = [b"a", b"a\0", b"a\0\0", b"a\0\xff", b"a\x01", b"ab", b"b", b"b\xff", b"c", b"\0", b"\0\0", b"\xff", b"\xff\xff"]
 ENDS = [*KEYS, b"\0", b"\0", b"\0", b"d", b"b", b"c"]
 
+LEASES = [7, 8, -1, -(2**63)]
+
 
 class Dice:
     def __init__(self, seed: int) -> None:
@@ -37,8 +39,8 @@ class Dice:
             request.ignore_value, request.value = True, b""
         if self.maybe(0.1):
             request.ignore_lease = True
-        elif self.maybe(0.05):
-            request.lease = 7
+        elif self.maybe(0.2):
+            request.lease = self.random.choice(LEASES)
         return request
 
     def delete(self) -> pb.DeleteRangeRequest:
@@ -94,6 +96,13 @@ class Dice:
     def compact(self) -> pb.CompactionRequest:
         return pb.CompactionRequest(revision=self.random.randint(self.revision - 15, self.revision + 1))
 
+    def grant(self) -> pb.LeaseGrantRequest:
+        return pb.LeaseGrantRequest(ID=self.random.choice(LEASES), TTL=self.random.choice([2, 60, 9_000_000_000]))
+
+    def revoke(self) -> pb.LeaseRevokeRequest:
+        return pb.LeaseRevokeRequest(ID=self.random.choice(LEASES))
+
     def write(self) -> Any:
-        kind = self.random.choices(["put", "delete", "txn", "compact"], [50, 15, 30, 2])[0]
+        kinds = ["put", "delete", "txn", "compact", "grant", "revoke"]
+        kind = self.random.choices(kinds, [50, 15, 30, 2, 6, 2])[0]
         return getattr(self, kind)()

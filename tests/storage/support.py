@@ -20,7 +20,12 @@ METHOD_OF = {
     pb.DeleteRangeRequest: Method.DELETE_RANGE,
     pb.TxnRequest: Method.TXN,
     pb.CompactionRequest: Method.COMPACT,
+    pb.LeaseGrantRequest: Method.LEASE_GRANT,
+    pb.LeaseRevokeRequest: Method.LEASE_REVOKE,
     pb.MemberPublish: Method.MEMBER_PUBLISH,
+    pb.LeaseLead: Method.LEASE_LEAD,
+    pb.LeaseExpire: Method.LEASE_EXPIRE,
+    pb.LeaseCheckpoints: Method.LEASE_CHECKPOINT,
 }
 
 
@@ -42,7 +47,7 @@ def answer(request: Message, result: Result) -> Any:
         raise errors.from_wire(result.status, result.body.decode())
     header = pb.ResponseHeader(revision=result.revision)
     method = METHOD_OF[type(request)]
-    if method == Method.MEMBER_PUBLISH:
+    if method not in METHODS:
         assert result.body == b""
         return header
     response = METHODS[method].response()
@@ -59,9 +64,9 @@ class Store:
         self.keyspace = Keyspace(self.engine)
         self.log: list[bytes] = []
 
-    def outcome(self, *requests: Message) -> tuple[Outcome, list[Change]]:
+    def outcome(self, *requests: Message, **origin: int) -> tuple[Outcome, list[Change]]:
         index = self.keyspace.applied[0] + 1
-        self.log.append(entry(index, *requests))
+        self.log.append(entry(index, *requests, **origin))
         turn = self.keyspace.begin()
         outcome = turn.apply(index, 1, self.log[-1])
         return outcome, turn.commit()
@@ -77,6 +82,12 @@ class Store:
 
     def txn(self, compare: Any = (), success: Any = (), failure: Any = ()) -> Any:
         return self.write(pb.TxnRequest(compare=compare, success=success, failure=failure))
+
+    def grant(self, id: int, ttl: int = 60) -> Any:
+        return self.write(pb.LeaseGrantRequest(ID=id, TTL=ttl))
+
+    def revoke(self, id: int) -> Any:
+        return self.write(pb.LeaseRevokeRequest(ID=id))
 
     def compact(self, revision: int) -> Any:
         return self.write(pb.CompactionRequest(revision=revision))

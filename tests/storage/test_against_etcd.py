@@ -31,11 +31,13 @@ from tests.storage.support import METHOD_OF, Store
 pytestmark = pytest.mark.soak
 
 PATHS = {
-    Method.RANGE: "range",
-    Method.PUT: "put",
-    Method.DELETE_RANGE: "deleterange",
-    Method.TXN: "txn",
-    Method.COMPACT: "compaction",
+    Method.RANGE: "kv/range",
+    Method.PUT: "kv/put",
+    Method.DELETE_RANGE: "kv/deleterange",
+    Method.TXN: "kv/txn",
+    Method.COMPACT: "kv/compaction",
+    Method.LEASE_GRANT: "lease/grant",
+    Method.LEASE_REVOKE: "lease/revoke",
 }
 
 
@@ -47,7 +49,7 @@ class Etcd:
         """The answer, with a bare header, or the error's code and text."""
         method = METHOD_OF[type(request)]
         body = json_format.MessageToJson(request, preserving_proto_field_name=True)
-        self._connection.request("POST", f"/v3/kv/{PATHS[method]}", body)
+        self._connection.request("POST", f"/v3/{PATHS[method]}", body)
         reply = self._connection.getresponse()
         told = reply.read()
         if reply.status != 200:
@@ -93,6 +95,8 @@ def tamed(request: Any) -> Any:
         tame_range(request)
     elif isinstance(request, pb.PutRequest) and request.lease:
         request.ignore_value = False
+    elif isinstance(request, pb.LeaseGrantRequest):
+        request.TTL = 1_000_000
     elif isinstance(request, pb.TxnRequest):
         tame_txn(request, 0)
     return request

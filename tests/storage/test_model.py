@@ -14,7 +14,7 @@ from storage import requests
 from storage.engine import Engine
 from storage.keyspace import Change, Keyspace, Result
 from tests.storage.model import Model
-from tests.storage.requests_at_random import Dice
+from tests.storage.requests_at_random import LEASES, Dice
 from tests.storage.support import METHOD_OF, answer, entry, finished
 
 
@@ -73,6 +73,7 @@ class Trial:
             assert attempt(answer, request, result) == expected, request
         assert self.keyspace.applied == (self.index, 3)
         assert (self.keyspace.revision, self.keyspace.compacted) == (self.model.revision, self.model.compacted)
+        self.leases_agree()
         events = [event for main in range(before + 1, self.model.revision + 1) for event in self.model.events[main]]
         assert told(changes) == events
 
@@ -89,8 +90,15 @@ class Trial:
     def _history(self, first: int) -> list[pb.Event]:
         return told(self.keyspace.history(first, self.model.revision, 1 << 30))
 
+    def leases_agree(self) -> None:
+        leases = self.keyspace.leases
+        assert leases.granted == self.model.leases
+        for lease in LEASES:
+            assert leases.keys(lease) == self.model.keys_of(lease)
+
     def reopen(self) -> None:
         self.keyspace = Keyspace(self.engine)  # nothing but the engine matters
+        self.leases_agree()
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -1,0 +1,161 @@
+"""Leases as they are agreed upon: which there are, how long they were granted for, and the keys that die with each.
+
+    l | l | id            -> granted TTL, remaining TTL: a lease
+    l | k | id | user key -> empty: the key is attached to it
+    l | t                 -> the lessor: (term, member, incarnation) of who counts their time
+
+Ids are any 64 bits but zero, negative ones too. Here nothing ever runs out: time is the lessor's business
+(cluster/lessor.py), and what it decides comes back as an entry of the log, which ends a lease on every member at the
+same revision. Who the lessor is, is agreed upon as well, so that the word of an earlier one, however late it comes, is
+known for what it is and does nothing.
+
+A key belongs to the lease that its KeyValue names and to no other; the index says the same from the other side, and
+both are written in one batch, so no crash can part them.
+
+In memory: one number a lease (about 100 bytes with the dict around it), read at opening; the keys are on disk only.
+`Leases` holds what the last commit left behind. `Changes` is what a turn has done since, and forgets it if the turn is
+dropped. Pure.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from kvorum import errors
+from storage.engine import Batch, Engine
+
+TTL_MAX = 9_000_000_000
+"""Seconds (etcd)."""
+
+_LEASE = b"ll"
+_KEYS = b"lk"
+_LESSOR = b"lt"
+_ID = struct.Struct(">Q")
+_RECORD = struct.Struct("<qq")
+_WHO = struct.Struct("<QQQ")
+_KEYS_AT = len(_KEYS) + _ID.size
+_MASK = (1 << 64) - 1
+
+
+def _lease_key(id: int) -> bytes:
+    return _LEASE + _ID.pack(id & _MASK)
+
+
+def _key_of(id: int, key: bytes) -> bytes:
+    return _KEYS + _ID.pack(id & _MASK) + key
+
+
+def _keys_end(id: int) -> bytes:
+    """Above every key of the lease, below the next one's."""
+    following = (id & _MASK) + 1
+    return _LEASE if following > _MASK else _KEYS + _ID.pack(following)
+
+
+def _signed(id: int) -> int:
+    return id - (1 << 64) if id >> 63 else id
+
+
+class Lessor(NamedTuple):
+    """An apply process (`incarnation` of `member`) that leads in `term`."""
+
+    term: int = 0
+    member: int = 0
+    incarnation: int = 0
+
+
+class Leases:
+    """All leases as of the last commit."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.granted: dict[int, int] = {}
+        """Granted TTL in seconds, by id."""
+        self.remaining: dict[int, int] = {}
+        """What the last checkpoint said was left, in seconds; only of leases that had less than all of it."""
+        who = engine.get(_LESSOR)
+        self.lessor = Lessor() if who is None else Lessor(*_WHO.unpack(who))
+        for key, record in engine.scan(_LEASE, b"lm"):
+            id = _signed(_ID.unpack_from(key, len(_LEASE))[0])
+            ttl, remaining = _RECORD.unpack(record)
+            self.granted[id] = ttl
+            if remaining:
+                self.remaining[id] = remaining
+
+    def keys(self, id: int) -> list[bytes]:
+        """The keys attached to a lease, in order."""
+        return [key[_KEYS_AT:] for key in self._engine.scan_keys(_key_of(id, b""), _keys_end(id))]
+
+    def update(self, changes: Changes) -> None:
+        """A turn has been committed."""
+        self.lessor = changes.lessor
+        for id, ttl in changes.granted.items():
+            if ttl is None:
+                self.granted.pop(id, None)
+                self.remaining.pop(id, None)
+            else:
+                self.granted[id] = ttl
+        for id, left in changes.remaining.items():
+            if left and id in self.granted:
+                self.remaining[id] = left
+            else:
+                self.remaining.pop(id, None)
+
+
+class Changes:
+    """What one turn has done to leases, over `Leases`."""
+
+    def __init__(self, leases: Leases, batch: Batch) -> None:
+        self._leases = leases
+        self._batch = batch
+        self.lessor = leases.lessor
+        self.granted: dict[int, int | None] = {}
+        """Granted TTL of new leases, None for those that ended."""
+        self.remaining: dict[int, int] = {}
+        self._keys: dict[int, dict[bytes, bool]] = {}  # attached or detached in this turn
+
+    def lead(self, lessor: Lessor) -> None:
+        """Unless a later one counts already."""
+        if lessor >= self.lessor:
+            self.lessor = lessor
+            self._batch.put(_LESSOR, _WHO.pack(*lessor))
+
+    def ttl(self, id: int) -> int | None:
+        """None: there is no such lease."""
+        return self.granted[id] if id in self.granted else self._leases.granted.get(id)
+
+    def grant(self, id: int, ttl: int) -> None:
+        """Raises LeaseExists."""
+        if self.ttl(id) is not None:
+            raise errors.LeaseExists
+        self.granted[id] = ttl
+        self.remaining.pop(id, None)
+        self._batch.put(_lease_key(id), _RECORD.pack(ttl, 0))
+
+    def checkpoint(self, id: int, remaining: int) -> None:
+        """0 is all of it. An unknown lease is passed over: it has ended meanwhile."""
+        ttl = self.ttl(id)
+        if ttl is not None:
+            self.remaining[id] = remaining
+            self._batch.put(_lease_key(id), _RECORD.pack(ttl, remaining))
+
+    def end(self, id: int) -> None:
+        """The lease is gone. Its keys must have been deleted before."""
+        self.granted[id] = None
+        self._batch.delete(_lease_key(id))
+
+    def attach(self, id: int, key: bytes) -> None:
+        self._keys.setdefault(id, {})[key] = True
+        self._batch.put(_key_of(id, key), b"")
+
+    def detach(self, id: int, key: bytes) -> None:
+        self._keys.setdefault(id, {})[key] = False
+        self._batch.delete(_key_of(id, key))
+
+    def keys(self, id: int) -> list[bytes]:
+        """The keys attached to a lease now, in order."""
+        changed = self._keys.get(id)
+        before = self._leases.keys(id)
+        if changed is None:
+            return before
+        return sorted({key for key in before if changed.get(key, True)} | {key for key, on in changed.items() if on})
