@@ -7,8 +7,9 @@
 Why an answer is true. A write is answered only from the result of applying its own entry, which is committed, and only
 after the store batch with it is visible here: who was answered and asks again, here, sees it. A linearizable read is
 answered from a state that has applied at least the index which the leader confirmed after the read had arrived.
-What a fresh process may show is in cluster/reads.py, why a batch may be proposed again in cluster/proposals.py, and
-what becomes of answers that nobody takes in cluster/outbox.py.
+What a fresh process may show is in cluster/reads.py, why a batch may be proposed again in cluster/proposals.py, why a
+lease's time is kept in cluster/lessor.py and leasecalls.py, and what becomes of answers that nobody takes in
+cluster/outbox.py.
 
 Why a crash loses nothing. Nothing here is owed to anybody but the store's content, and that is rebuilt from the log:
 after a restart raft sends every entry after the store's applied index, and the store asserts that none is missing.
@@ -18,15 +19,15 @@ Callers of the dead process see their connection break.
 from __future__ import annotations
 
 import os
+import random
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path as FilePath
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import zmq
-from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as Protobuf
 
 from cluster import metrics
@@ -34,7 +35,9 @@ from cluster.config import NodeConfig
 from cluster.exits import Exit
 from cluster.feed import Feed
 from cluster.internal import (
+    Answered,
     Applied,
+    Asked,
     Attach,
     Attached,
     Committed,
@@ -53,6 +56,7 @@ from cluster.internal import (
     WatchAttach,
     WatchDetach,
 )
+from cluster.landlord import Confirmation, Landlord
 from cluster.links import ApplyLink, ClientFrame
 from cluster.metrics import ApplyBoard
 from cluster.node import Node
@@ -60,6 +64,7 @@ from cluster.outbox import Outbox
 from cluster.process import Process, exit_for
 from cluster.proposals import AfterSweep, Caller, Proposals
 from cluster.reads import Read, Reads
+from cluster.requests import parsed
 from kvorum import errors, wire
 from kvorum import etcd_pb2 as pb
 from kvorum.wire import Kind, Method
@@ -126,23 +131,29 @@ class Applyd:
         quota_bytes: int,
         election_ticks: int,
         timeout_ticks: int,
+        lease_seconds_min: int = 2,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
         disk_free_bytes: Callable[[], int] = lambda: 1 << 62,
     ) -> None:
         self._disk_free_bytes = disk_free_bytes
         self._disk_room = disk_free_bytes() - DISK_RESERVE_BYTES
         self.keyspace, self.link, self.node, self.board = keyspace, link, node, board
         self.epoch, self.limits, self._quota_bytes = epoch, limits, quota_bytes
-        self._election_ticks, self._timeout_ticks = election_ticks, timeout_ticks
+        self.election_ticks, self._timeout_ticks = election_ticks, timeout_ticks
         self.feed = Feed(keyspace, link.to_watch, first_session=epoch << 32)
         self._session = 0  # 0: not attached to raft
-        self._status = Status(0, 0, 0, 0)
-        self._ticks = 0
+        self.status = Status(0, 0, 0, 0)
+        self.ticks = 0
         # This wake-up's harvest.
         self._frames: list[tuple[bytes, list[Caller]]] = []
         # What is under way.
         self._proposals = Proposals(node.member_id, epoch, self._to_leader, election_ticks)
         self._scanner = Scanner(limits.max_request_bytes, limits.max_txn_ops)
         self._reads = Reads()
+        self._landlord = Landlord(
+            self, epoch=epoch, seconds_min=lease_seconds_min, clock=clock, rng=rng or random.Random()
+        )
         self._outbox = Outbox(link.reply, board.replies_dropped.add)
         self._scans: deque[tuple[Caller, Scan]] = deque()
         self._sweeping = True
@@ -158,6 +169,9 @@ class Applyd:
             Method.STATUS: self._tell_status,
             Method.MEMBER_LIST: self._member_list,
             Method.MOVE_LEADER: self._move_leader,
+            Method.LEASE_KEEP_ALIVE: self._landlord.keep_alive,
+            Method.LEASE_TIME_TO_LIVE: self._landlord.time_to_live,
+            Method.LEASE_LEASES: self._lease_list,
         }
 
     # ---- the turn
@@ -179,6 +193,7 @@ class Applyd:
             self._take(client)
         if frames:
             self.board.batch_requests.observe(len(frames))
+        self._landlord.turn()
         self._propose()
         self._ask_reads()
         self._answer_ripe()
@@ -188,7 +203,7 @@ class Applyd:
     @property
     def idle(self) -> bool:
         """Nothing to do before something arrives."""
-        return not (self._scans or self._sweeping or self._outbox.busy)
+        return not (self._scans or self._sweeping or self._outbox.busy or self._landlord.busy)
 
     @property
     def stuck(self) -> bool:
@@ -210,6 +225,12 @@ class Applyd:
             case Rejected(session, number, reason):
                 if session == self._session:
                     self._rejected(number, reason)
+            case Asked(session, member, number, body):
+                if session == self._session:
+                    self._landlord.calls.asked(member, number, body)
+            case Answered(session, number, body):
+                if session == self._session:
+                    self._landlord.calls.answered(number, body)
             case Attached(session):
                 self._attached(session)
             case Fenced(epoch):
@@ -219,7 +240,7 @@ class Applyd:
                     self._session = 0
                     self._attach()
             case WatchAttach() | WatchAck() | WatchDetach() | HistoryRequest():
-                self.feed.handle(item, self._status.term)
+                self.feed.handle(item, self.status.term)
             case _:
                 raise AssertionError(f"not for apply: {item!r}")
 
@@ -233,23 +254,31 @@ class Applyd:
         if self._session:
             return  # the answer to an older asking: its entries begin where this store was then. Raft will fence us
         self._session = session
-        self._status = Status(session, 0, 0, 0)
+        self.status = Status(session, 0, 0, 0)
         self._reads.ask_again()
+        self._landlord.calls.tick(None)
 
     def _status_changed(self, status: Status) -> None:
         if status.session != self._session:
             return
-        before, self._status = self._status, status
+        before, self.status = self.status, status
         if status.leader and (status.leader != before.leader or status.term != before.term):
-            self._proposals.resend(self._ticks, all=True)
+            self._proposals.resend(self.ticks, all=True)
 
     def _rejected(self, number: int, reason: str) -> None:
         refusal = {"no space": errors.NoSpace, "too many requests": errors.TooManyRequests}.get(reason)
-        for caller in self._proposals.rejected(number, self._ticks, final=refusal is not None):
-            self._fail(caller, (refusal or errors.NoLeader)())
+        for caller in self._proposals.rejected(number, self.ticks, final=refusal is not None):
+            self.fail(caller, (refusal or errors.NoLeader)())
+
+    @property
+    def member_id(self) -> int:
+        return self.node.member_id
+
+    def to_raft(self, message: Message) -> None:
+        self.link.to_raft(message)
 
     def _to_leader(self, number: int, data: bytes) -> bool:
-        if not self._session or not self._status.leader:
+        if not self._session or not self.status.leader:
             return False
         self.link.to_raft(Propose(self._session, number, data))
         return True
@@ -273,16 +302,17 @@ class Applyd:
         compacted = self.keyspace.compacted
         began = time.perf_counter()
         changes = turn.commit()
+        self._landlord.changed(turn.leases)
         self._count(len(committed), changes, time.perf_counter() - began)
         hit("applyAfterCommit")
         self._sweeping |= self.keyspace.compacted != compacted
         for number, results in own:
-            callers = self._proposals.settle(number, self._ticks)
+            callers = self._proposals.settle(number, self.ticks)
             for caller, result in zip(callers, results, strict=bool(callers)):
                 if result.status == 0 and isinstance(caller, AfterSweep):
                     self._physical.append((caller, result.revision))
                 else:
-                    self._reply(caller, result)
+                    self.reply(caller, result)
         self.feed.changed(changes)
         self._unreported += sum(len(entry.data) for message in committed for entry in message.entries)
         if self._unreported > REPORT_BYTES and self._session:
@@ -341,21 +371,25 @@ class Applyd:
         try:
             records = wire.decode(frame, wire.BATCH_RECORDS_MAX)
         except wire.MalformedBatch as error:
-            self._fail(Caller(identity, 0, 0), errors.Malformed(f"kvorum: {error}"))
+            self.fail(Caller(identity, 0, 0), errors.Malformed(f"kvorum: {error}"))
             return
         callers: list[Caller] = []
         kept: list[bytes] = []
+        as_it_is = True
         for record in records:
             caller = Caller(identity, record.id, record.method)
             try:
-                if self._admit(caller, record.kind, record.payload):
-                    if record.method == Method.COMPACT and _parse(pb.CompactionRequest, record.payload).physical:
-                        caller = AfterSweep(*caller)
-                    callers.append(caller)
-                    kept.append(record.payload)
+                proposed = self._admit(caller, record.kind, record.payload)
             except errors.KvorumError as error:
-                self._fail(caller, error)
-        if len(callers) == len(records) and callers:
+                self.fail(caller, error)
+                continue
+            if proposed is not None:
+                if record.method == Method.COMPACT and parsed(pb.CompactionRequest, record.payload).physical:
+                    caller = AfterSweep(*caller)
+                callers.append(caller)
+                kept.append(proposed)
+                as_it_is &= proposed is record.payload
+        if as_it_is and len(callers) == len(records) and callers:
             self._frames.append((frame, callers))
         elif callers:
             whole = b"".join(
@@ -364,21 +398,21 @@ class Applyd:
             )
             self._frames.append((whole, callers))
 
-    def _admit(self, caller: Caller, kind: int, payload: bytes) -> bool:
-        """Start on a request. True if it is a write, to be proposed with the others of its frame."""
+    def _admit(self, caller: Caller, kind: int, payload: bytes) -> bytes | None:
+        """Start on a request. If it is a write, the payload to be proposed with the others of its frame."""
         if kind != Kind.CALL:
             raise errors.Unimplemented(f"kvorum: a record of kind {kind} is not a call")
         method = caller.method
         local = self._local.get(method)
         if local is not None:
             local(caller, payload)
-            return False
+            return None
         if method not in wire.METHODS or method == Method.WATCH:
             raise errors.Unimplemented(f"unknown method {method}")
         path = admit(method, payload, self.limits)
         if path is Path.WRITE:
             self._guard(method, payload)
-            return True
+            return self._landlord.settled(payload) if method == Method.LEASE_GRANT else payload
         serializable = path is Path.SERIALIZABLE
         if len(payload) > self.limits.max_request_bytes:
             raise errors.RequestTooLarge
@@ -387,8 +421,8 @@ class Applyd:
         elif self._reads.waiting >= READS_MAX or self._reads.bytes + len(payload) > READS_BYTES_MAX:
             raise errors.TooManyRequests
         else:
-            self._reads.add(Read(caller, payload, self._ticks), serializable=serializable)
-        return False
+            self._reads.add(Read(caller, payload, self.ticks), serializable=serializable)
+        return None
 
     def _guard(self, method: int, payload: bytes) -> None:
         if self._overloaded:
@@ -402,7 +436,7 @@ class Applyd:
 
     @property
     def _overloaded(self) -> bool:
-        backlog = self._status.commit - self.keyspace.applied[0]
+        backlog = self.status.commit - self.keyspace.applied[0]
         return self._proposals.bytes > PENDING_BYTES_MAX or backlog > BACKLOG_ENTRIES_MAX
 
     def _room(self) -> int:
@@ -420,64 +454,79 @@ class Applyd:
         size = 0
         for frame, its in self._frames:
             if size and size + len(frame) > ENTRY_BYTES:
-                self._proposals.add(b"".join(parts), callers, self._ticks)
+                self._proposals.add(b"".join(parts), callers, self.ticks)
                 parts, callers, size = [], [], 0
             parts.append(frame)
             callers += its
             size += len(frame)
         if parts:
-            self._proposals.add(b"".join(parts), callers, self._ticks)
+            self._proposals.add(b"".join(parts), callers, self.ticks)
         self._frames.clear()
+
+    def propose(self, method: int, request: Protobuf) -> None:
+        """An entry that no client waits for."""
+        record = wire.encode(method, Kind.CALL, 0, 0, request.SerializeToString())
+        self._proposals.add(record, [Caller(b"", 0, method)], self.ticks)
 
     # ---- reads
 
+    def confirm(self, caller: Caller) -> None:
+        """Have it confirmed that this member leads, with the reads of this turn: they share one read index."""
+        self._reads.add(Read(caller, b"", self.ticks))
+
     def _ask_reads(self) -> None:
         """One read index for all linearizable reads of this wake-up; without a leader they wait for one."""
-        if self._session and self._status.leader:
-            context = self._reads.ask(self._ticks)
+        if self._session and self.status.leader:
+            context = self._reads.ask(self.ticks)
             if context is not None:
                 self.link.to_raft(ReadIndex(self._session, context))
 
     def _answer_ripe(self) -> None:
         ripe = self._reads.take_ripe(self.keyspace.applied[0])
         for caller, payload, _ in ripe:
-            self._read(caller, payload)
+            if isinstance(caller, Confirmation):
+                self._landlord.confirmed(caller)
+            else:
+                self._read(caller, payload)
         if ripe:
             self.board.ranges.add(len(ripe))
         if not self._reads.fresh:
-            self.feed.caught_up(self._status.term)
+            self.feed.caught_up(self.status.term)
 
     def _read(self, caller: Caller, payload: bytes, *, due: bool = False) -> None:
         """Answer from the store as it is, at once or, if it takes long, slice by slice; or, unless it is `due`, when
         there is room for the answer."""
         if not (due or self._outbox.calm or self._outbox.may_read(caller, payload)):
             if not self._outbox.wait(caller, payload):
-                self._fail(caller, errors.TooManyRequests())
+                self.fail(caller, errors.TooManyRequests())
             return
         if caller.method == Method.MEMBER_LIST:
             self._reply_members(caller)
             return
+        if caller.method == Method.LEASE_LEASES:
+            self.reply(caller, Result(0, self.keyspace.revision, self._landlord.all_leases()))
+            return
         try:
             result = self.keyspace.read(caller.method, payload)
         except errors.KvorumError as error:
-            self._fail(caller, error)
+            self.fail(caller, error)
             return
         if isinstance(result, Scan):
             self._scans.append((caller, result))
             self._outbox.begin_scan(caller.identity)
         else:
-            self._reply(caller, result)
+            self.reply(caller, result)
 
     # ---- answers
 
-    def _reply(self, caller: Caller, result: Result) -> None:
+    def reply(self, caller: Caller, result: Result) -> None:
         if result.status:
             payload = result.body
         else:
-            payload = self.node.header(result.revision, self._status.term) + result.body
+            payload = self.node.header(result.revision, self.status.term) + result.body
         self._put(caller, result.status, payload)
 
-    def _fail(self, caller: Caller, error: errors.KvorumError) -> None:
+    def fail(self, caller: Caller, error: errors.KvorumError) -> None:
         self._put(caller, error.code, error.text.encode())
 
     def _put(self, caller: Caller, status: int, payload: bytes) -> None:
@@ -487,56 +536,61 @@ class Applyd:
     # ---- calls that are not about keys
 
     def _hello(self, caller: Caller, payload: bytes) -> None:
-        request = _parse(pb.HelloRequest, payload)
+        request = parsed(pb.HelloRequest, payload)
         if request.protocol != wire.PROTOCOL:
             raise errors.VersionMismatch(
                 f"kvorum: protocol version not supported: {request.protocol}, this server speaks {wire.PROTOCOL}"
             )
         reply = self.node.hello(self.keyspace.members(), self.limits.max_request_bytes)
-        self._reply(caller, Result(0, self.keyspace.revision, reply.SerializeToString()))
+        self.reply(caller, Result(0, self.keyspace.revision, reply.SerializeToString()))
 
     def _tell_status(self, caller: Caller, payload: bytes) -> None:
-        reply = self.node.status(self._status, self.keyspace.applied[0], self._quota_bytes)
-        self._reply(caller, Result(0, self.keyspace.revision, reply.SerializeToString()))
+        reply = self.node.status(self.status, self.keyspace.applied[0], self._quota_bytes)
+        self.reply(caller, Result(0, self.keyspace.revision, reply.SerializeToString()))
 
     def _member_list(self, caller: Caller, payload: bytes) -> None:
-        if _parse(pb.MemberListRequest, payload).linearizable:
-            self._reads.add(Read(caller, payload, self._ticks))
+        if parsed(pb.MemberListRequest, payload).linearizable:
+            self._reads.add(Read(caller, payload, self.ticks))
         else:
             self._reply_members(caller)
 
     def _reply_members(self, caller: Caller) -> None:
         reply = pb.MemberListResponse(members=self.node.member_list(self.keyspace.members()))
-        self._reply(caller, Result(0, 0, reply.SerializeToString()))
+        self.reply(caller, Result(0, 0, reply.SerializeToString()))
+
+    def _lease_list(self, caller: Caller, payload: bytes) -> None:
+        parsed(pb.LeaseLeasesRequest, payload)
+        self._reads.add(Read(caller, payload, self.ticks))
 
     def _move_leader(self, caller: Caller, payload: bytes) -> None:
-        target = _parse(pb.MoveLeaderRequest, payload).targetID
-        if self._status.leader != self.node.member_id:
+        target = parsed(pb.MoveLeaderRequest, payload).targetID
+        if self.status.leader != self.node.member_id:
             raise errors.NotLeader
         if target not in self.node.member_ids:
             raise errors.BadLeaderTransferee
         if target == self.node.member_id:
             self._put(caller, 0, b"")
             return
-        self._moves.append((caller, target, self._ticks))
+        self._moves.append((caller, target, self.ticks))
         self.link.to_raft(MoveLeader(self._session, target))
 
     # ---- time
 
     def _tick(self) -> None:
-        self._ticks += 1
+        self.ticks += 1
         if self._session:
             self._report()
         else:
             self._attach()
         self._measure()
         self._expire()
-        self._proposals.resend(self._ticks, all=False)
-        if self._ticks > FRESH_ELECTIONS * self._election_ticks:
+        self._landlord.tick(self.ticks - self._timeout_ticks)
+        self._proposals.resend(self.ticks, all=False)
+        if self.ticks > FRESH_ELECTIONS * self.election_ticks:
             self._reads.begin_anyway()
         self._publish()
         self._flush()
-        self.feed.tick(self._status.term)
+        self.feed.tick(self.status.term)
 
     def _measure(self) -> None:
         board, keyspace = self.board, self.keyspace
@@ -552,43 +606,44 @@ class Applyd:
 
     def _expire(self) -> None:
         """Tell those whose time is up what is known of their request."""
-        limit = self._ticks - self._timeout_ticks
+        limit = self.ticks - self._timeout_ticks
         for pending in self._proposals.expire(limit):
             error = errors.TimedOut if pending.attempts else errors.NoLeader  # never sent is never done
             for caller in pending.callers:
-                self._fail(caller, error())
-        self._reads.ask_again(self._ticks - self._election_ticks)
+                self.fail(caller, error())
+        self._reads.ask_again(self.ticks - self.election_ticks)
         for read in self._reads.expire(limit):
             self.board.slow_read_indexes.add()
-            self._fail(read.caller, errors.TimedOut() if self._status.leader else errors.NoLeader())
+            if isinstance(read.caller, Confirmation):
+                self._landlord.unconfirmed(read.caller)
+            else:
+                self.fail(read.caller, errors.TimedOut() if self.status.leader else errors.NoLeader())
         self._moves = [move for move in self._moves if not self._moved(*move)]
 
     def _moved(self, caller: Caller, target: int, born: int) -> bool:
-        if self._status.leader == target:
+        if self.status.leader == target:
             self._put(caller, 0, b"")
-        elif self._ticks - born > 2 * self._election_ticks:
+        elif self.ticks - born > 2 * self.election_ticks:
             text = "etcdserver: request timed out, leader transfer took too long"
-            self._fail(caller, errors.Ambiguous(text, errors.Code.UNKNOWN))
+            self.fail(caller, errors.Ambiguous(text, errors.Code.UNKNOWN))
         else:
             return False
         return True
 
     def _publish(self) -> None:
         """Let the cluster know how clients reach this member, whenever what it knows is not so."""
-        if not self._status.leader or self._ticks - self._published_at < self._election_ticks:
+        if not self.status.leader or self.ticks - self._published_at < self.election_ticks:
             return
         if self.node.publication not in self.keyspace.members():
-            self._published_at = self._ticks
-            payload = self.node.publication.SerializeToString()
-            nobody = Caller(b"", 0, Method.MEMBER_PUBLISH)
-            self._proposals.add(wire.encode(Method.MEMBER_PUBLISH, Kind.CALL, 0, 0, payload), [nobody], self._ticks)
+            self._published_at = self.ticks
+            self.propose(Method.MEMBER_PUBLISH, self.node.publication)
 
     def _flush(self) -> None:
         index = self.keyspace.applied[0]
         entries = index - self._flush_from
-        due = entries >= FLUSH_ENTRIES or (entries and self._ticks - self._flush_tick >= FLUSH_TICKS)
+        due = entries >= FLUSH_ENTRIES or (entries and self.ticks - self._flush_tick >= FLUSH_TICKS)
         if due and self._disk_room + DISK_RESERVE_BYTES >= FLUSH_ROOM_BYTES:
-            self._flush_from, self._flush_tick = index, self._ticks
+            self._flush_from, self._flush_tick = index, self.ticks
             self.keyspace.engine.begin_flush(index)
 
     # ---- what takes long
@@ -603,28 +658,18 @@ class Applyd:
                 self._scans.append((caller, scan))
             else:
                 self._outbox.end_scan(caller.identity)
-                self._reply(caller, result)
+                self.reply(caller, result)
         if self._sweeping:
             hit("applyBeforeSweep")
             self._sweeping = self.keyspace.sweep()
             if not self._sweeping:
                 for caller, revision in self._physical:
-                    self._reply(caller, Result(0, revision, b""))
+                    self.reply(caller, Result(0, revision, b""))
                 self._physical.clear()
 
 
 _PUT, _TXN = int(Method.PUT), int(Method.TXN)
 _TYPE_TAG = 0x08  # field 1 of Event; a put has type 0, which protobuf leaves out
-
-
-M = TypeVar("M", bound=Protobuf)
-
-
-def _parse(kind: type[M], payload: bytes) -> M:
-    try:
-        return kind.FromString(payload)
-    except DecodeError as error:
-        raise errors.Malformed from error
 
 
 def _free_bytes(path: str) -> int:
@@ -657,6 +702,7 @@ def main(argv: Sequence[str]) -> int:
         quota_bytes=config.quota_backend_bytes,
         election_ticks=config.election_ms // config.heartbeat_ms,
         timeout_ticks=(5000 + 2 * config.election_ms) // config.heartbeat_ms,
+        lease_seconds_min=-(-3 * config.election_ms // 2000),
         disk_free_bytes=lambda: _free_bytes(config.store_dir),
     )
     process.settle()

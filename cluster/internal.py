@@ -1,7 +1,7 @@
 """What the processes of one node say to each other, and how it looks in a frame.
 
-    apply ──▶ raft    Attach, Propose, ReadIndex, Applied, MoveLeader
-    raft  ──▶ apply   Attached, Fenced, Committed, Status, ReadReady, ReadFailed, Rejected
+    apply ──▶ raft    Attach, Propose, ReadIndex, Applied, MoveLeader, Ask, Answer
+    raft  ──▶ apply   Attached, Fenced, Committed, Status, ReadReady, ReadFailed, Rejected, Asked, Answered
     watch ──▶ apply   WatchAttach, WatchAck, WatchDetach, HistoryRequest
     apply ──▶ watch   WatchAttached, WatchLost, Changes, Progress, History
 
@@ -74,6 +74,37 @@ class MoveLeader(NamedTuple):
     target: int
 
 
+class Ask(NamedTuple):
+    """A question to the leader's apply process, as Asked there. May get lost, and is then asked under a new number."""
+
+    session: int
+    number: int
+    body: bytes
+
+
+class Answer(NamedTuple):
+    """The answer to `member`'s question."""
+
+    session: int
+    member: int
+    number: int
+    body: bytes
+
+
+class PeerAsk(NamedTuple):
+    """Between raft processes: `sender`'s apply process asks the leader's."""
+
+    sender: int
+    number: int
+    body: bytes
+
+
+class PeerAnswer(NamedTuple):
+    sender: int
+    number: int
+    body: bytes
+
+
 # ---- raft to apply
 
 
@@ -120,6 +151,19 @@ class Rejected(NamedTuple):
     session: int
     number: int
     reason: str
+
+
+class Asked(NamedTuple):
+    session: int
+    member: int
+    number: int
+    body: bytes
+
+
+class Answered(NamedTuple):
+    session: int
+    number: int
+    body: bytes
 
 
 # ---- watch to apply
@@ -203,8 +247,8 @@ class History(NamedTuple):
 
 
 Message = (
-    Attach | Propose | ReadIndex | Applied | MoveLeader
-    | Attached | Fenced | Committed | Status | ReadReady | ReadFailed | Rejected
+    Attach | Propose | ReadIndex | Applied | MoveLeader | Ask | Answer
+    | Attached | Fenced | Committed | Status | ReadReady | ReadFailed | Rejected | Asked | Answered
     | WatchAttach | WatchAck | WatchDetach | HistoryRequest
     | WatchAttached | WatchLost | Changes | Progress | History
 )  # fmt: skip
@@ -230,6 +274,14 @@ _PLAIN: dict[int, tuple[type, struct.Struct]] = {
 _PLAIN_BY_TYPE = {cls: (bytes([tag]), layout) for tag, (cls, layout) in _PLAIN.items()}
 _PROPOSE, _COMMITTED, _REJECTED, _CHANGES, _HISTORY = 2, 12, 16, 32, 34
 _TWO = struct.Struct("<QQ")
+_BODIED: dict[int, tuple[type, struct.Struct]] = {
+    6: (Ask, _TWO),
+    7: (Answer, struct.Struct("<QQQ")),
+    17: (Asked, struct.Struct("<QQQ")),
+    18: (Answered, _TWO),
+}
+"""Messages whose last field is all that follows the fixed ones."""
+_BODIED_BY_TYPE = {cls: (bytes([tag]), layout) for tag, (cls, layout) in _BODIED.items()}
 _SESSION = struct.Struct("<Q")
 _ENTRY = struct.Struct("<QQII")
 _CHANGES_HEAD = struct.Struct("<QQq")
@@ -253,6 +305,9 @@ def encode(message: Message) -> bytes:
         return bytes([_PROPOSE]) + _TWO.pack(message.session, message.number) + message.data
     if isinstance(message, History):
         return bytes([_HISTORY]) + _HISTORY_HEAD.pack(*message[:5]) + _pack_changes(message.changes)
+    if isinstance(message, Ask | Answer | Asked | Answered):
+        mark, layout = _BODIED_BY_TYPE[type(message)]
+        return mark + layout.pack(*message[:-1]) + message.body
     assert isinstance(message, Rejected), message
     return bytes([_REJECTED]) + _TWO.pack(message.session, message.number) + message.reason.encode()
 
@@ -292,6 +347,11 @@ def _decode(frame: bytes) -> Message:
     if tag == _HISTORY:
         session, id, first, covered, compacted = _HISTORY_HEAD.unpack_from(frame, 1)
         return History(session, id, first, covered, compacted, _unpack_changes(frame, 1 + _HISTORY_HEAD.size))
+    bodied = _BODIED.get(tag)
+    if bodied is not None:
+        cls, layout = bodied
+        found: Message = cls(*layout.unpack_from(frame, 1), frame[1 + layout.size :])
+        return found
     if tag == _REJECTED:
         session, number = _TWO.unpack_from(frame, 1)
         return Rejected(session, number, frame[1 + _TWO.size :].decode())

@@ -16,7 +16,7 @@ import zmq
 
 from cluster import internal, sockets
 from cluster.config import NodeConfig
-from cluster.internal import Attached, Floor, Message, Tick
+from cluster.internal import Attached, Floor, Message, PeerAnswer, PeerAsk, Tick
 from cluster.metrics import ApplyBoard, RaftBoard
 from cluster.raft import message as peer
 from kvorum import wire
@@ -121,8 +121,12 @@ def frames_of(records: Sequence[bytes]) -> Iterator[tuple[bytes, int]]:
 
 
 _PEER_HEAD = struct.Struct("<BBQQQ")
-_PEER_VERSION, _RAFT, _FLOOR = 1, 0, 1
+_PEER_VERSION, _RAFT, _FLOOR, _ASK, _ANSWER = 1, 0, 1, 2, 3
 _FLOOR_BODY = struct.Struct("<Q")
+_NUMBER = struct.Struct("<Q")
+
+
+FromPeer = peer.Message | Floor | PeerAsk | PeerAnswer
 
 
 class RaftLink:
@@ -140,7 +144,7 @@ class RaftLink:
         self._heads = {
             (id, what): _PEER_HEAD.pack(_PEER_VERSION, what, node.cluster_id, node.member_id, id)
             for id in self._peers
-            for what in (_RAFT, _FLOOR)
+            for what in (_RAFT, _FLOOR, _ASK, _ANSWER)
         }
         self._ticker = Ticker(node.heartbeat_ms / 1000)
         self._attached = self._stranger = b""
@@ -150,7 +154,7 @@ class RaftLink:
         """Until something arrives, the disk has something to say, or the next tick is due."""
         self._ends.wait(idle=idle)
 
-    def receive(self) -> Iterator[Tick | Floor | peer.Message | Message]:
+    def receive(self) -> Iterator[Tick | FromPeer | Message]:
         for frames in self._ends.drain(self._listener):
             item = self._peer_item(frames)
             if item is None:
@@ -164,7 +168,7 @@ class RaftLink:
         if self._ticker.due():
             yield Tick()
 
-    def _peer_item(self, frames: list[bytes]) -> peer.Message | Floor | None:
+    def _peer_item(self, frames: list[bytes]) -> FromPeer | None:
         if len(frames) != 2 or len(frames[1]) < _PEER_HEAD.size:
             return None
         frame = frames[1]
@@ -176,6 +180,9 @@ class RaftLink:
         body = frame[_PEER_HEAD.size :]
         if what == _FLOOR and len(body) == _FLOOR_BODY.size:
             return Floor(sender, *_FLOOR_BODY.unpack(body))
+        if what in (_ASK, _ANSWER) and len(body) >= _NUMBER.size:
+            (number,) = _NUMBER.unpack_from(body)
+            return (PeerAsk if what == _ASK else PeerAnswer)(sender, number, body[_NUMBER.size :])
         if what != _RAFT:
             return None
         try:
@@ -191,6 +198,12 @@ class RaftLink:
     def send_floor(self, index: int) -> None:
         for id in self._peers:
             self._send(id, _FLOOR, _FLOOR_BODY.pack(index))
+
+    def send_ask(self, to: int, number: int, body: bytes) -> None:
+        self._send(to, _ASK, _NUMBER.pack(number) + body)
+
+    def send_answer(self, to: int, number: int, body: bytes) -> None:
+        self._send(to, _ANSWER, _NUMBER.pack(number) + body)
 
     def _send(self, to: int, what: int, body: bytes) -> None:
         frame = self._heads[to, what] + body

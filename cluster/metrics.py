@@ -243,6 +243,11 @@ class ApplyBoard(Board):
         self.puts = self.counter("etcd_mvcc_put_total", "Puts applied.")
         self.deletes = self.counter("etcd_mvcc_delete_total", "Keys deleted.")
         self.ranges = self.counter("etcd_mvcc_range_total", "Linearizable ranges and reads of transactions.")
+        self.leases_granted = self.counter("etcd_debugging_lease_granted_total", "Leases granted.")
+        self.leases_revoked = self.counter("etcd_debugging_lease_revoked_total", "Leases that ended.")
+        self.leases_renewed = self.counter(
+            "etcd_debugging_lease_renewed_total", "Leases renewed by this member's clients."
+        )
         self.db_size_bytes = self.gauge("etcd_mvcc_db_total_size_in_bytes", "Disk that the store takes.")
         self.db_size_in_use_bytes = self.gauge(
             "etcd_mvcc_db_total_size_in_use_in_bytes", "The part of it that is in use."

@@ -37,7 +37,11 @@ from cluster import metrics
 from cluster.config import NodeConfig
 from cluster.exits import Exit
 from cluster.internal import (
+    Answer,
+    Answered,
     Applied,
+    Ask,
+    Asked,
     Attach,
     Attached,
     Committed,
@@ -45,6 +49,8 @@ from cluster.internal import (
     Floor,
     Message,
     MoveLeader,
+    PeerAnswer,
+    PeerAsk,
     Propose,
     ReadFailed,
     ReadIndex,
@@ -71,7 +77,7 @@ ROOM_BYTES_MIN = 12 << 20
 """A leader takes no proposal when the journal has less room than this, which is more than the largest entry."""
 
 
-Input = Tick | Floor | peer.Message | Message
+Input = Tick | Floor | PeerAsk | PeerAnswer | peer.Message | Message
 
 
 class Wal(Protocol):
@@ -98,6 +104,12 @@ class Link(Protocol):
         ...
 
     def send_floor(self, index: int) -> None: ...
+
+    def send_ask(self, to: int, number: int, body: bytes) -> None:
+        """A question of this node's apply process for the one of `to`. May get lost, as its answer may."""
+        ...
+
+    def send_answer(self, to: int, number: int, body: bytes) -> None: ...
 
     def to_apply(self, message: Message) -> None:
         """To the apply process that attached last."""
@@ -186,7 +198,7 @@ class Raftd:
 
     # ---- inputs
 
-    def _handle(self, item: Tick | Floor | Message) -> None:
+    def _handle(self, item: Tick | Floor | PeerAsk | PeerAnswer | Message) -> None:
         match item:
             case Propose(session, number, data):
                 if self._known(session):
@@ -203,6 +215,18 @@ class Raftd:
                 self._floor(sender, index)
             case Attach(epoch, applied):
                 self._attach(epoch, applied)
+            case Ask(session, number, body):
+                if self._known(session) and self.core.leader not in (0, self.core.config.id):
+                    self.link.send_ask(self.core.leader, number, body)
+            case Answer(session, member, number, body):
+                if self._known(session) and member in self._floors:
+                    self.link.send_answer(member, number, body)
+            case PeerAsk(sender, number, body):
+                if self._attached:
+                    self.link.to_apply(Asked(self._session, sender, number, body))
+            case PeerAnswer(_, number, body):
+                if self._attached:
+                    self.link.to_apply(Answered(self._session, number, body))
             case MoveLeader(session, target):
                 if self._known(session) and self.core.role is Role.LEADER and target in self._members:
                     self.core.transfer_leadership(target)

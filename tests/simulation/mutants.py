@@ -177,7 +177,7 @@ class AnswersBeforeTheCommit(Applyd):
         for _, callers in self._frames:
             for caller in callers:
                 if caller.method == wire.Method.PUT:
-                    self._reply(caller, Result(0, self.keyspace.revision + 1, b""))
+                    self.reply(caller, Result(0, self.keyspace.revision + 1, b""))
         super()._propose()
 
 
@@ -272,7 +272,7 @@ class _OtherProposals(Applyd):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._proposals = self.kind(self.node.member_id, self.epoch, self._to_leader, self._election_ticks)
+        self._proposals = self.kind(self.node.member_id, self.epoch, self._to_leader, self.election_ticks)
 
 
 class RefusesWhatItSent(_OtherProposals):
@@ -302,8 +302,8 @@ class ProposesAnewUnderANewNumber(_OtherProposals):
 class TellsTheRevisionOfNow(Applyd):
     """The header of an answer names the newest revision instead of the answer's own (RELIABILITY K7)."""
 
-    def _reply(self, caller: Caller, result: Result) -> None:
-        super()._reply(caller, result._replace(revision=self.keyspace.revision))
+    def reply(self, caller: Caller, result: Result) -> None:
+        super().reply(caller, result._replace(revision=self.keyspace.revision))
 
 
 class GivesUpTheLogTooEarly(Raftd):

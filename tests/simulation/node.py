@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from cluster import internal
 from cluster.applyd import Applyd
 from cluster.config import NodeConfig
-from cluster.internal import Attached, Committed, Floor, Message, Tick
+from cluster.internal import Attached, Committed, Floor, Message, PeerAnswer, PeerAsk, Tick
 from cluster.links import ClientFrame, frames_of
 from cluster.metrics import ApplyBoard, RaftBoard, WatchBoard
 from cluster.node import Node as Identity
@@ -35,11 +35,14 @@ from storage.requests import Limits
 from tests.simulation.disk import Disk, SimWal
 from tests.simulation.network import Network
 from tests.simulation.pipes import Actor, Conversation, Killed
-from tests.simulation.world import MILLISECOND, World
+from tests.simulation.world import MILLISECOND, SECOND, World
 
 ELECTION_TICKS = 10
 RESPONSE_BYTES_MAX = 500
 """Where answers to watchers are cut: small, so that it happens."""
+
+
+_ASK, _ANSWER = b"\xfe", b"\xff"  # first bytes that no message of the core's has
 
 
 class RaftLink:
@@ -56,6 +59,10 @@ class RaftLink:
                 yield internal.decode(frame)
             elif frame[0] == 0:
                 yield Floor(int.from_bytes(frame[1:9], "little"), int.from_bytes(frame[9:], "little"))
+            elif frame[:1] in (_ASK, _ANSWER):
+                kind = PeerAsk if frame[:1] == _ASK else PeerAnswer
+                sender, number = (int.from_bytes(frame[at : at + 8], "little") for at in (1, 9))
+                yield kind(sender, number, frame[17:])
             else:
                 yield peer.decode(frame)
         if self.node.raft.take_tick():
@@ -73,6 +80,16 @@ class RaftLink:
         for other in node.members:
             if other != node.id:
                 node.network.send(node.id, other, frame)
+
+    def send_ask(self, to: int, number: int, body: bytes) -> None:
+        self._send_aside(_ASK, to, number, body)
+
+    def send_answer(self, to: int, number: int, body: bytes) -> None:
+        self._send_aside(_ANSWER, to, number, body)
+
+    def _send_aside(self, what: bytes, to: int, number: int, body: bytes) -> None:
+        head = what + self.node.id.to_bytes(8, "little") + number.to_bytes(8, "little")
+        self.node.network.send(self.node.id, to, head + body)
 
     def to_apply(self, message: Message) -> None:
         if isinstance(message, Committed):
@@ -287,6 +304,8 @@ class Node:
             quota_bytes=self.config.quota_backend_bytes,
             election_ticks=ELECTION_TICKS,
             timeout_ticks=self._sizes.timeout_ticks,
+            clock=lambda: self.world.now / SECOND,
+            rng=random.Random(f"{self.world.seed}/{self.id}/{actor.runs}"),
         )
         self._flushing = False
         self.watchman.opened(self)

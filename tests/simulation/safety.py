@@ -238,7 +238,7 @@ class Safety(Watchman):
             return
         revision, before = applyd.keyspace.revision, self._shown.get(node.id, 1)
         if revision < before:
-            out_of_time = applyd._ticks > FRESH_ELECTIONS * ELECTION_TICKS
+            out_of_time = applyd.ticks > FRESH_ELECTIONS * ELECTION_TICKS
             self.check(out_of_time, f"member {node.id} shows revision {revision}, and has shown {before} before")
             self.world.seen["shown again what is old"] += 1
         self._shown[node.id] = revision

@@ -78,7 +78,8 @@ class Stage:
             election_ticks=ELECTION,
             timeout_ticks=TIMEOUT,
         )
-        self.apply._published_at = 1 << 60  # this test is about clients' requests
+        self.apply._published_at = 1 << 60  # this test is about clients' requests,
+        self.apply._landlord._asked_to_lead = (1, 1 << 60)  # and about keys
         self.session = 0
         self.index = 0
 

@@ -7,6 +7,8 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -190,12 +192,19 @@ def test_the_lock_of_a_child_lives_as_long_as_the_child(tmp_path: Path) -> None:
     data.close()
 
 
-def test_a_run_directory_is_private_short_and_gone_when_it_is_removed(tmp_path: Path) -> None:
-    run = RunDir.create({"XDG_RUNTIME_DIR": str(tmp_path)})
-    assert Path(run.path).parent == tmp_path
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """Runtime directories are short by nature; one that is long is passed over."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        yield Path(directory)
+
+
+def test_a_run_directory_is_private_short_and_gone_when_it_is_removed(short_path: Path) -> None:
+    run = RunDir.create({"XDG_RUNTIME_DIR": str(short_path)})
+    assert Path(run.path).parent == short_path
     assert stat.S_IMODE(os.stat(run.path).st_mode) == 0o700
     run.remove()
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(short_path) == []
 
 
 def test_a_base_that_is_too_deep_for_local_sockets_is_not_used(tmp_path: Path) -> None:
@@ -207,17 +216,17 @@ def test_a_base_that_is_too_deep_for_local_sockets_is_not_used(tmp_path: Path) -
     run.remove()
 
 
-def test_only_stale_run_directories_of_this_user_are_cleaned_up(tmp_path: Path) -> None:
+def test_only_stale_run_directories_of_this_user_are_cleaned_up(short_path: Path) -> None:
     """rundir.py: a living owner holds the lock; a name alone proves nothing."""
-    living = RunDir.create({"XDG_RUNTIME_DIR": str(tmp_path)})
-    dead = RunDir.create({"XDG_RUNTIME_DIR": str(tmp_path)})
+    living = RunDir.create({"XDG_RUNTIME_DIR": str(short_path)})
+    dead = RunDir.create({"XDG_RUNTIME_DIR": str(short_path)})
     (Path(dead.path) / "raft.sock").touch()
     os.close(dead._fd)  # what the kernel does when its owner is killed
-    (tmp_path / "kvorum-file").touch()
-    (tmp_path / "other").mkdir()
-    (tmp_path / "kvorum-link").symlink_to(tmp_path / "other")
-    mine = RunDir.create({"XDG_RUNTIME_DIR": str(tmp_path)})
-    left = {entry.name for entry in tmp_path.iterdir()}
+    (short_path / "kvorum-file").touch()
+    (short_path / "other").mkdir()
+    (short_path / "kvorum-link").symlink_to(short_path / "other")
+    mine = RunDir.create({"XDG_RUNTIME_DIR": str(short_path)})
+    left = {entry.name for entry in short_path.iterdir()}
     assert left == {Path(living.path).name, Path(mine.path).name, "kvorum-file", "kvorum-link", "other"}
     fd = os.open(living.path, os.O_RDONLY)
     with pytest.raises(BlockingIOError):

@@ -8,7 +8,11 @@ from hypothesis import strategies as st
 
 from cluster import internal
 from cluster.internal import (
+    Answer,
+    Answered,
     Applied,
+    Ask,
+    Asked,
     Attach,
     Attached,
     Changes,
@@ -46,6 +50,10 @@ messages = st.one_of(
     st.builds(ReadIndex, u64, u64),
     st.builds(Applied, u64, u64, u64),
     st.builds(MoveLeader, u64, u64),
+    st.builds(Ask, u64, u64, blob),
+    st.builds(Answer, u64, u64, u64, blob),
+    st.builds(Asked, u64, u64, u64, blob),
+    st.builds(Answered, u64, u64, blob),
     st.builds(Attached, u64),
     st.builds(Fenced, u64),
     st.builds(Committed, u64, entries),

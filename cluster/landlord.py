@@ -1,0 +1,237 @@
+"""The apply process's dealings with leases: what clients ask, who counts, and what the count leads to.
+
+    status: we lead ──▶ LeaseLead ──applied──▶ lessor counts ──tick──▶ LeaseExpire, LeaseCheckpoints ──▶ log
+    clients' keep-alives and TimeToLives ──▶ LeaseCalls ──▶ confirmed here, or asked of the leader's apply process
+
+Grants and revokes are writes like any other; all that is special about a grant is that its id and its TTL are settled
+before it is proposed, since afterwards nothing may depend on who looks at it.
+
+The bookkeeping is cluster/lessor.py and cluster/leasecalls.py, which say why it is right; this room ties them to the
+process: its clock, its conversation with raft, its answers.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from google.protobuf.message import Message as Protobuf
+
+from cluster.internal import Answer, Ask, Message, Status
+from cluster.leasecalls import KEEP_ALIVE, TIME_LEFT, Call, LeaseCalls, Remote, Told
+from cluster.lessor import Lessor
+from cluster.metrics import ApplyBoard
+from cluster.proposals import Caller
+from cluster.requests import parsed
+from kvorum import errors
+from kvorum import etcd_pb2 as pb
+from kvorum.wire import Method
+from storage import codec, leases
+from storage.keyspace import Keyspace, Result
+
+PATIENCE_SECONDS = 10.0
+"""After that long, what was decided and not done is decided again. A proposal is repeated by itself much sooner."""
+
+
+class Host(Protocol):
+    """The apply process, as far as it is of interest here."""
+
+    keyspace: Keyspace
+    board: ApplyBoard
+    status: Status
+    ticks: int
+
+    @property
+    def member_id(self) -> int: ...
+    @property
+    def election_ticks(self) -> int: ...
+
+    def to_raft(self, message: Message) -> None: ...
+    def propose(self, method: int, request: Protobuf) -> None:
+        """An entry that no client waits for."""
+        ...
+
+    def confirm(self, caller: Caller) -> None:
+        """Ask for a read index; `confirmed` or `unconfirmed` is called with `caller` when the answer is known."""
+        ...
+
+    def reply(self, caller: Caller, result: Result) -> None: ...
+    def fail(self, caller: Caller, error: errors.KvorumError) -> None: ...
+
+
+class Confirmation(Caller):
+    """Not a client: calls that wait until it is certain that this member leads. `id` says which."""
+
+    __slots__ = ()
+
+
+class _Confirming(NamedTuple):
+    calls: list[Call]
+    remotes: list[Remote]
+
+
+class Landlord:
+    """Args:
+    epoch: this process's incarnation.
+    seconds_min: the least TTL; a shorter one is raised to it (etcd: one and a half election timeouts).
+    clock: monotonic seconds.
+    rng: draws the ids that clients leave to us.
+    """
+
+    def __init__(
+        self, host: Host, *, epoch: int, seconds_min: int, clock: Callable[[], float], rng: random.Random
+    ) -> None:
+        self._host, self._epoch, self._seconds_min, self._clock, self._rng = host, epoch, seconds_min, clock, rng
+        self._leases = host.keyspace.leases
+        self._lessor = Lessor(self._leases, patience=PATIENCE_SECONDS)
+        self.calls = LeaseCalls(self._lessor, self._ask, self._answer, self._reset, first=epoch << 32)
+        self._confirming: dict[int, _Confirming] = {}
+        self._confirmations = 0
+        self._asked_to_lead = (0, 0)  # term, tick
+        self._resetting: set[int] = set()
+
+    # ---- the turn
+
+    def turn(self) -> None:
+        self._see_who_leads()
+        host = self._host
+        if self._lessor.leading:
+            taken = self.calls.take()
+            if taken is not None:
+                self._confirmations += 1
+                self._confirming[self._confirmations] = _Confirming(*taken)
+                host.confirm(Confirmation(b"", self._confirmations, Method.LEASE_KEEP_ALIVE))
+            if self._lessor.busy:
+                self._expire()
+        elif host.status.leader and host.status.leader != host.member_id:
+            self.calls.send(host.ticks)
+        for told in self.calls.ripe(host.keyspace.applied[0]):
+            self._tell(told)
+
+    @property
+    def busy(self) -> bool:
+        """There is more to do than waits for a message or a tick."""
+        return self._lessor.busy
+
+    def tick(self, limit: int) -> None:
+        """`limit`: the calls that arrived at or before that tick have waited long enough."""
+        host = self._host
+        self.calls.tick(host.ticks - host.election_ticks)
+        for call in self.calls.expire(limit):
+            host.fail(call.caller, errors.TimedOut() if host.status.leader else errors.NoLeader())
+        self._expire()
+        checkpoints = self._lessor.checkpoints(self._clock())
+        if checkpoints:
+            self._checkpoint(checkpoints)
+
+    def _see_who_leads(self) -> None:
+        host, now = self._host, self._clock()
+        if host.status.leader != host.member_id:
+            if self._lessor.leading:
+                self._lessor.stop()
+            return
+        term = host.status.term
+        if self._leases.lessor == leases.Lessor(term, host.member_id, self._epoch):
+            if not self._lessor.leading:
+                self._resetting.clear()
+                self._lessor.lead(now)
+            return
+        if self._lessor.leading:
+            self._lessor.stop()
+        asked_term, asked_at = self._asked_to_lead
+        if asked_term != term or host.ticks - asked_at > host.election_ticks:
+            self._asked_to_lead = (term, host.ticks)
+            host.propose(Method.LEASE_LEAD, pb.LeaseLead(term=term))
+
+    def changed(self, changes: leases.Changes) -> None:
+        """A turn has been committed."""
+        self._lessor.changed(changes, self._clock())
+        self._resetting.difference_update(changes.remaining)
+        if changes.granted:
+            board, ended = self._host.board, sum(ttl is None for ttl in changes.granted.values())
+            board.leases_revoked.add(ended)
+            board.leases_granted.add(len(changes.granted) - ended)
+
+    def _expire(self) -> None:
+        ended = self._lessor.advance(self._clock())
+        if ended:
+            self._host.propose(Method.LEASE_EXPIRE, pb.LeaseExpire(term=self._host.status.term, IDs=ended))
+
+    def _checkpoint(self, checkpoints: list[tuple[int, int]]) -> None:
+        of_each = [pb.LeaseCheckpoint(ID=id, remaining_TTL=left) for id, left in checkpoints]
+        request = pb.LeaseCheckpoints(term=self._host.status.term, checkpoints=of_each)
+        self._host.propose(Method.LEASE_CHECKPOINT, request)
+
+    def _reset(self, ids: list[int]) -> None:
+        fresh = [id for id in dict.fromkeys(ids) if id not in self._resetting]
+        if fresh:
+            self._resetting.update(fresh)
+            self._checkpoint([(id, 0) for id in fresh])
+
+    # ---- calls
+
+    def settled(self, payload: bytes) -> bytes:
+        """A LeaseGrantRequest with the id and the TTL that every member will see."""
+        request = parsed(pb.LeaseGrantRequest, payload)
+        if request.ID and self._seconds_min <= request.TTL:
+            return payload
+        request.TTL = max(request.TTL, self._seconds_min)
+        while not request.ID:
+            id = self._rng.getrandbits(63)
+            request.ID = 0 if id in self._leases.granted else id
+        settled: bytes = request.SerializeToString()
+        return settled
+
+    def keep_alive(self, caller: Caller, payload: bytes) -> None:
+        self._take(caller, KEEP_ALIVE, parsed(pb.LeaseKeepAliveRequest, payload).ID, False)
+
+    def time_to_live(self, caller: Caller, payload: bytes) -> None:
+        request = parsed(pb.LeaseTimeToLiveRequest, payload)
+        self._take(caller, TIME_LEFT, request.ID, request.keys)
+
+    def _take(self, caller: Caller, what: int, lease: int, keys: bool) -> None:
+        if not self.calls.add(Call(caller, what, lease, keys, self._host.ticks)):
+            raise errors.TooManyRequests
+
+    def all_leases(self) -> bytes:
+        """LeaseLeasesResponse without its header: the ids, in order."""
+        body: bytes = pb.LeaseLeasesResponse(
+            leases=[pb.LeaseStatus(ID=id) for id in sorted(self._leases.granted)]
+        ).SerializeToString()
+        return body
+
+    def confirmed(self, caller: Confirmation) -> None:
+        """This member led after the calls had arrived, and has applied all that was committed then."""
+        confirming = self._confirming.pop(caller.id)
+        self._see_who_leads()
+        if not self._lessor.leading:
+            self.calls.put_back(confirming.calls)
+            return
+        applied = self._host.keyspace.applied[0]
+        for told in self.calls.confirmed(confirming.calls, confirming.remotes, self._clock(), applied):
+            self._tell(told)
+
+    def unconfirmed(self, caller: Confirmation) -> None:
+        """Nobody confirmed that in time. Whoever has waited long enough is told by `tick`."""
+        self.calls.put_back(self._confirming.pop(caller.id).calls)
+
+    def _tell(self, told: Told) -> None:
+        call, left, granted = told
+        body = codec.int_field(b"\x10", call.lease) + codec.int_field(b"\x18", left)
+        if call.what == KEEP_ALIVE:
+            if left:
+                self._host.board.leases_renewed.add()
+        else:
+            body += codec.int_field(b"\x20", granted)
+            if call.keys and left >= 0:
+                body += b"".join([codec.field(b"\x2a", key) for key in self._leases.keys(call.lease)])
+        self._host.reply(call.caller, Result(0, self._host.keyspace.revision, body))
+
+    # ---- the other members
+
+    def _ask(self, number: int, body: bytes) -> None:
+        self._host.to_raft(Ask(self._host.status.session, number, body))
+
+    def _answer(self, member: int, number: int, body: bytes) -> None:
+        self._host.to_raft(Answer(self._host.status.session, member, number, body))

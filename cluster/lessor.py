@@ -1,0 +1,195 @@
+"""When leases run out. Only the leader's apply process counts; what it decides is done by the log.
+
+    not leading ──lead──▶ every lease gets its whole time again ──▶ counting ──stop──▶ not leading
+                                          renew ──▶ deadline = now + TTL
+                                          deadline passed ──▶ expiring ──the log ends it──▶ gone
+
+It counts from when an entry that names it as the lessor (term, member, incarnation) has been applied here, and answers
+nobody before.
+
+A lease is never too short. Its deadline is at least its TTL behind the last renewal that was answered: here, because a
+renewal is answered after the deadline moved, and not at all once the lease is expiring; across lessors, because a new
+one gives all leases their whole time, or what a checkpoint left of it, from a moment after it was named. What earlier
+ones had answered was answered before that, and a checkpoint is taken back by an entry of the log before the renewal
+that it would cut short is answered.
+
+Nobody else can end it. What an earlier lessor decided (one that slept and was replaced, or this very process in an
+earlier term) does nothing when it is applied after the entry that named this one (storage.turn), and what was applied
+before is known here.
+
+Nor can it live for ever: what was decided is decided again after `patience` if the log has not done it. After a pause
+of this process (the clock jumped between two calls) renewals that are waiting at the door are let in before anybody is
+judged.
+
+Times are seconds of a monotonic clock, passed in. One entry of the heap a lease: a renewal only moves its deadline, and
+an entry that comes up early is put back. Leases are taken over in slices, so that a million of them don't stop the
+process. Pure.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from itertools import islice
+
+from storage.leases import Changes, Leases
+
+SLICE = 20_000
+"""Leases taken over, or looked at, in one call."""
+EXPIRE_MAX = 1000
+"""Leases ended by one entry of the log: a few tens of milliseconds of work for every member."""
+PAUSE_SECONDS = 1.0
+"""A gap between two calls that counts as a pause; nothing expires for as long after it."""
+CHECKPOINT_SECONDS = 300.0
+CHECKPOINT_MAX = 1000
+"""A lease longer than 5 minutes has what is left of it written down every 5 minutes, 1000 leases at a time (etcd)."""
+
+_MASK = (1 << 64) - 1
+
+
+class Lessor:
+    """`leases` is the store's; it changes between calls, and `changed` says how."""
+
+    def __init__(self, leases: Leases, *, patience: float) -> None:
+        self._leases = leases
+        self._patience = patience
+        self.leading = False
+        self._deadlines: dict[int, int] = {}  # ms, by id
+        self._heap: list[int] = []  # deadline ms << 64 | id, as one number: a third of a tuple's size
+        self._taking_over: Iterator[int] = iter(())
+        self._expiring: dict[int, float] = {}  # when it was decided, by id
+        self._last = 0.0
+        self._not_before = 0.0
+        self._checkpoint_at = 0.0
+        self._checkpointing: Iterator[int] = iter(())
+
+    def lead(self, now: float) -> None:
+        """This process is the lessor now, says the store."""
+        self.stop()
+        self.leading = True
+        self._last = self._not_before = now
+        self._checkpoint_at = now + CHECKPOINT_SECONDS
+        self._taking_over = iter(list(self._leases.granted))
+
+    def stop(self) -> None:
+        self.leading = False
+        self._deadlines, self._heap, self._expiring = {}, [], {}
+        self._taking_over = self._checkpointing = iter(())
+
+    def changed(self, changes: Changes, now: float) -> None:
+        """A turn has been committed."""
+        if not self.leading:
+            return
+        for id, ttl in changes.granted.items():
+            self._expiring.pop(id, None)
+            if ttl is None:
+                self._deadlines.pop(id, None)  # what the heap still says of it is passed over
+            else:
+                self._set(id, now + ttl)
+
+    def _set(self, id: int, deadline: float) -> None:
+        ms = int(deadline * 1000) + 1  # rounded up: never early
+        if id not in self._deadlines:
+            heapq.heappush(self._heap, ms << 64 | id & _MASK)
+        self._deadlines[id] = ms
+
+    def _take_over(self, now: float) -> None:
+        granted, remaining = self._leases.granted, self._leases.remaining
+        for _ in range(SLICE):
+            id = next(self._taking_over, None)
+            if id is None:
+                return
+            if id in granted and id not in self._deadlines:
+                self._set(id, now + (remaining.get(id) or granted[id]))
+
+    # ---- what clients ask
+
+    def renew(self, id: int, now: float) -> int | None:
+        """The TTL that it has again; 0 if there is no such lease; None if that can't be said yet: its end is under way,
+        or a checkpoint has to be taken back first (`to_reset`)."""
+        ttl = self._leases.granted.get(id)
+        if ttl is None:
+            return 0
+        if id in self._expiring or id in self._leases.remaining:
+            return None
+        self._set(id, now + ttl)
+        return ttl
+
+    def to_reset(self, id: int) -> bool:
+        """A checkpoint says less than what a renewal would promise: it must go before the promise is made."""
+        return id in self._leases.remaining and id not in self._expiring
+
+    def left(self, id: int, now: float) -> tuple[int, int]:
+        """(remaining seconds, granted seconds); (-1, 0) if there is no such lease."""
+        ttl = self._leases.granted.get(id)
+        if ttl is None:
+            return -1, 0
+        deadline = self._deadlines.get(id)
+        if id in self._expiring:
+            return 0, ttl
+        if deadline is None:  # not taken over yet: it will get all of it
+            return self._leases.remaining.get(id) or ttl, ttl
+        return max(0, int(deadline / 1000 - now)), ttl
+
+    # ---- time
+
+    def advance(self, now: float) -> list[int]:
+        """The leases that are to be ended now, at most EXPIRE_MAX; they are expiring from now on."""
+        if not self.leading:
+            return []
+        if now - self._last > PAUSE_SECONDS:
+            self._not_before = now + PAUSE_SECONDS
+        self._last = now
+        self._take_over(now)
+        if now < self._not_before:
+            return []
+        if len(self._heap) > 2 * len(self._deadlines) + SLICE:  # ids that came and went
+            self._heap = [deadline << 64 | id & _MASK for id, deadline in self._deadlines.items()]
+            heapq.heapify(self._heap)
+        ended = [id for id, since in self._expiring.items() if now - since > self._patience][:EXPIRE_MAX]
+        limit, heap, deadlines = int(now * 1000) << 64, self._heap, self._deadlines
+        looked_at = 0
+        room = EXPIRE_MAX if len(self._expiring) < 2 * EXPIRE_MAX else 0  # two entries under way at a time
+        while heap and heap[0] < limit and len(ended) < room and looked_at < SLICE:
+            looked_at += 1
+            entry = heapq.heappop(heap)
+            id = entry & _MASK
+            if id >> 63:
+                id -= 1 << 64
+            deadline = deadlines.get(id)
+            if deadline is None:
+                continue  # it has ended
+            if deadline << 64 >= limit:
+                heapq.heappush(heap, deadline << 64 | id & _MASK)
+                continue
+            del deadlines[id]
+            if id in self._leases.granted:
+                ended.append(id)
+        for id in ended:
+            self._expiring[id] = now
+        return ended
+
+    @property
+    def busy(self) -> bool:
+        """`advance` has more to do than one call does: it should not wait for the next tick."""
+        due = bool(self._heap) and self._heap[0] < int(self._last * 1000) << 64
+        return due and self._last >= self._not_before and len(self._expiring) < 2 * EXPIRE_MAX
+
+    def checkpoints(self, now: float) -> list[tuple[int, int]]:
+        """(id, remaining seconds) of the long leases whose turn it is, at most CHECKPOINT_MAX."""
+        if not self.leading:
+            return []
+        if now >= self._checkpoint_at:
+            self._checkpoint_at = now + CHECKPOINT_SECONDS
+            self._checkpointing = iter(list(self._deadlines))
+        found: list[tuple[int, int]] = []
+        granted = self._leases.granted
+        for id in islice(self._checkpointing, SLICE):
+            ttl, deadline = granted.get(id, 0), self._deadlines.get(id)
+            if ttl > CHECKPOINT_SECONDS and deadline is not None:
+                left = int(deadline / 1000 - now)
+                if 0 < left < ttl - 1:
+                    found.append((id, left + 1))
+            if len(found) == CHECKPOINT_MAX:
+                break
+        return found
