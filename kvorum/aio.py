@@ -20,6 +20,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, Unpack
 
 from kvorum import endpoints as endpoints_
 from kvorum import errors, verbs
+from kvorum.aiolease import Keeper, Lease
 from kvorum.core import DIAL_SECONDS, Call, Core
 from kvorum.core import Session as CallSession
 from kvorum.errors import KvorumError
@@ -142,6 +143,7 @@ class Client:
         self._core = Core(where, rng, discover=discover, dial_seconds=positive(dial_timeout))
         self._runner: _Runner[CallSession] = _Runner(self._core, self._deliver)
         self._watcher = _Watcher(self, discover)
+        self._keeper = Keeper(self.ask)
         self._closed = False
 
     async def ask(self, ask: Ask[T]) -> T:
@@ -180,6 +182,12 @@ class Client:
     delete_prefix = _verb(verbs.delete_prefix)
     transaction = _verb(verbs.transaction)
     compact = _verb(verbs.compact)
+    lease_grant = _verb(verbs.lease_grant)
+    revoke_lease = _verb(verbs.revoke_lease)
+    refresh_lease = _verb(verbs.refresh_lease)
+    get_lease_info = _verb(verbs.get_lease_info)
+    leases = _verb(verbs.leases)
+    leases_response = _verb(verbs.leases_response)
     status = _verb(verbs.status)
     status_response = _verb(verbs.status_response)
     members = _verb(verbs.members)
@@ -192,6 +200,23 @@ class Client:
     def txn(self) -> Txn[Coroutine[Any, Any, tuple[bool, list[object]]]]:
         """A transaction to be written down part by part; `await` its commit() (kvorum.txn)."""
         return Txn(self.transaction)
+
+    async def lease(
+        self,
+        ttl: int,
+        lease_id: int | None = None,
+        *,
+        on_lost: Callable[[Lease], None] | None = None,
+        timeout: float | None = None,
+    ) -> Lease:
+        """Make a lease of `ttl` seconds that this client keeps alive; `async with` it to have it revoked at the end.
+
+        Args:
+          on_lost: called once, by the event loop, if it could not be kept (kvorum.aiolease).
+        Raises:
+          LeaseExists, LeaseTTLTooLarge.
+        """
+        return await self._keeper.grant(ttl, lease_id, on_lost, timeout)
 
     # ---- watches
 
@@ -225,6 +250,7 @@ class Client:
         if self._closed:
             return
         self._closed = True
+        self._keeper.close()
         self._watcher.close()
         self._core.end(asyncio.get_running_loop().time(), "the client was closed")
         self._deliver()

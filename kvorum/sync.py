@@ -30,6 +30,7 @@ from kvorum import endpoints as endpoints_
 from kvorum import errors, verbs
 from kvorum import etcd_pb2 as pb
 from kvorum.core import DIAL_SECONDS, Call, Core, Session
+from kvorum.lease import Keeper, Lease
 from kvorum.link import Lines
 from kvorum.nudge import Nudge
 from kvorum.pipeline import Pipeline
@@ -103,6 +104,7 @@ class Client(Watches):
         self._discover = discover
         self._starting = threading.Lock()
         self._watcher: Watcher | None = None
+        self._keeper: Keeper | None = None
         self._callbacks: dict[int, Watch] = {}
         self._last_watch_id = 0
 
@@ -136,6 +138,12 @@ class Client(Watches):
     delete_prefix = _verb(verbs.delete_prefix)
     transaction = _verb(verbs.transaction)
     compact = _verb(verbs.compact)
+    lease_grant = _verb(verbs.lease_grant)
+    revoke_lease = _verb(verbs.revoke_lease)
+    refresh_lease = _verb(verbs.refresh_lease)
+    get_lease_info = _verb(verbs.get_lease_info)
+    leases = _verb(verbs.leases)
+    leases_response = _verb(verbs.leases_response)
     status = _verb(verbs.status)
     status_response = _verb(verbs.status_response)
     member_list = _verb(verbs.member_list)
@@ -152,6 +160,26 @@ class Client(Watches):
     def txn(self) -> Txn[tuple[bool, list[object]]]:
         """A transaction to be written down part by part and committed (kvorum.txn)."""
         return Txn(self.transaction)
+
+    def lease(
+        self,
+        ttl: int,
+        lease_id: int | None = None,
+        *,
+        on_lost: Callable[[Lease], None] | None = None,
+        timeout: float | None = None,
+    ) -> Lease:
+        """Make a lease of `ttl` seconds that this client keeps alive; use it in a `with` to have it revoked at the end.
+
+        Args:
+          on_lost: called once, in the client's lease thread, if it could not be kept (kvorum.lease).
+        Raises:
+          LeaseExists, LeaseTTLTooLarge.
+        """
+        with self._starting:
+            if self._keeper is None:
+                self._keeper = Keeper(self)
+        return self._keeper.grant(ttl, lease_id, on_lost, timeout)
 
     # ---- many calls from one thread
 
@@ -230,6 +258,8 @@ class Client(Watches):
             return
         if self._watcher is not None:
             self._watcher.close()
+        if self._keeper is not None:
+            self._keeper.close()
         self._closed = True
         self._wake()
         with self._baton:

@@ -11,11 +11,21 @@ before them in the list have left. No comparison at all holds.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, Literal, TypedDict, TypeVar, Unpack
+from typing import Any, Generic, Literal, Protocol, TypedDict, TypeVar, Unpack
 
 from kvorum import etcd_pb2 as pb
 
 Key = str | bytes
+
+
+class LeaseLike(Protocol):
+    """What client.lease() gives."""
+
+    @property
+    def id(self) -> int: ...
+
+
+AnyLease = int | LeaseLike
 SortOrder = Literal["none", "ascend", "descend"]
 SortTarget = Literal["key", "version", "create", "mod", "value"]
 
@@ -119,10 +129,22 @@ def _named(table: dict[str, E], name: object, option: str) -> E:
     return table[str(name)]
 
 
+def lease_id(lease: AnyLease | None) -> int:
+    """0 for none.
+
+    Raises:
+      TypeError: neither a lease nor an id.
+    """
+    id = lease or 0 if lease is None or isinstance(lease, int) else getattr(lease, "id", None)
+    if not isinstance(id, int):
+        raise TypeError(f"a lease or its id, not {lease!r}")
+    return id
+
+
 def put_request(
     key: Key,
     value: Key,
-    lease: int | None = None,
+    lease: AnyLease | None = None,
     prev_kv: bool = False,
     *,
     ignore_value: bool = False,
@@ -131,7 +153,7 @@ def put_request(
     return pb.PutRequest(
         key=to_bytes(key),
         value=to_bytes(value),
-        lease=lease or 0,
+        lease=lease_id(lease),
         prev_kv=prev_kv,
         ignore_value=ignore_value,
         ignore_lease=ignore_lease,
@@ -149,7 +171,7 @@ def delete_request(key: Key, range_end: Key | None = None, prev_kv: bool = False
 def put(
     key: Key,
     value: Key,
-    lease: int | None = None,
+    lease: AnyLease | None = None,
     prev_kv: bool = False,
     *,
     ignore_value: bool = False,

@@ -19,7 +19,7 @@ from kvorum import etcd_pb2 as pb
 from kvorum import results, txn
 from kvorum.errors import Ambiguous, Code
 from kvorum.results import KVMetadata, Member, Status
-from kvorum.txn import Key, RangeOptions
+from kvorum.txn import AnyLease, Key, RangeOptions
 from kvorum.wire import METHODS, PROTOCOL, Method
 
 T = TypeVar("T")
@@ -112,7 +112,7 @@ def get_all_response(**options: Unpack[Options]) -> Ask[pb.RangeResponse]:
 def put(
     key: Key,
     value: Key,
-    lease: int | None = None,
+    lease: AnyLease | None = None,
     prev_kv: bool = False,
     *,
     ignore_value: bool = False,
@@ -122,7 +122,7 @@ def put(
     """Set a key. Its revision is in the answer's header.
 
     Args:
-      lease: id of the lease that the key shall die with; None or 0 takes it off any lease.
+      lease: the lease, or its id, that the key shall die with; None or 0 takes it off any lease.
       prev_kv: answer with what the key was before.
       ignore_value: keep its value, change its lease only; `value` must be empty. KeyNotFound if it is not there.
       ignore_lease: keep its lease, change its value only; `lease` must be None. KeyNotFound if it is not there.
@@ -133,7 +133,9 @@ def put(
     return Ask(_PUT, request.SerializeToString(), pb.PutResponse.FromString, False, timeout)
 
 
-def put_if_not_exists(key: Key, value: Key, lease: int | None = None, *, timeout: float | None = None) -> Ask[bool]:
+def put_if_not_exists(
+    key: Key, value: Key, lease: AnyLease | None = None, *, timeout: float | None = None
+) -> Ask[bool]:
     """Set a key only if it is not there. True if it was set."""
     request = txn.txn_request([txn.create(key) == 0], [txn.put(key, value, lease)], [])
     return Ask(_TXN, request.SerializeToString(), _succeeded, False, timeout)
@@ -198,6 +200,55 @@ def transaction(
 def _txn_read(reply: bytes) -> tuple[bool, list[object]]:
     answer = pb.TxnResponse.FromString(reply)
     return answer.succeeded, results.txn_answers(answer)
+
+
+def lease_grant(ttl: int, lease_id: int | None = None, *, timeout: float | None = None) -> Ask[pb.LeaseGrantResponse]:
+    """Make a lease of `ttl` seconds and nothing more: nobody keeps it alive but who asks (client.lease() does that).
+
+    Args:
+      lease_id: its id, any but 0; the cluster chooses one if None or 0. The answer's TTL may be longer than asked for.
+    Raises:
+      LeaseExists: there is one of that id. LeaseTTLTooLarge: over 9,000,000,000 s.
+    """
+    request = pb.LeaseGrantRequest(TTL=ttl, ID=lease_id or 0)
+    return Ask(Method.LEASE_GRANT, request.SerializeToString(), pb.LeaseGrantResponse.FromString, False, timeout)
+
+
+def revoke_lease(lease_id: int, *, timeout: float | None = None) -> Ask[pb.LeaseRevokeResponse]:
+    """End a lease: its keys are deleted with it, at one revision. Raises LeaseNotFound."""
+    request = pb.LeaseRevokeRequest(ID=lease_id)
+    return Ask(Method.LEASE_REVOKE, request.SerializeToString(), pb.LeaseRevokeResponse.FromString, False, timeout)
+
+
+def refresh_lease(lease_id: int, *, timeout: float | None = None) -> Ask[pb.LeaseKeepAliveResponse]:
+    """Give a lease its whole time again. The answer's TTL is that time; 0 if there is no such lease any more."""
+    request = pb.LeaseKeepAliveRequest(ID=lease_id)
+    return Ask(
+        Method.LEASE_KEEP_ALIVE, request.SerializeToString(), pb.LeaseKeepAliveResponse.FromString, True, timeout
+    )
+
+
+def get_lease_info(
+    lease_id: int, keys: bool = True, *, timeout: float | None = None
+) -> Ask[pb.LeaseTimeToLiveResponse]:
+    """The seconds a lease has left (TTL, -1 if there is no such lease), what it was granted for, and its keys."""
+    request = pb.LeaseTimeToLiveRequest(ID=lease_id, keys=keys)
+    reply = pb.LeaseTimeToLiveResponse.FromString
+    return Ask(Method.LEASE_TIME_TO_LIVE, request.SerializeToString(), reply, True, timeout)
+
+
+def leases(*, timeout: float | None = None) -> Ask[list[int]]:
+    """The ids of all leases there are."""
+    return Ask(Method.LEASE_LEASES, b"", _leases, True, timeout)
+
+
+def leases_response(*, timeout: float | None = None) -> Ask[pb.LeaseLeasesResponse]:
+    """Like leases(), answering with the whole LeaseLeasesResponse."""
+    return Ask(Method.LEASE_LEASES, b"", pb.LeaseLeasesResponse.FromString, True, timeout)
+
+
+def _leases(reply: bytes) -> list[int]:
+    return [lease.ID for lease in pb.LeaseLeasesResponse.FromString(reply).leases]
 
 
 def compact(revision: int, physical: bool = False, *, timeout: float | None = None) -> Ask[pb.CompactionResponse]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import click
 
 from kvorum import __version__, errors
-from kvorum.ctl import cluster, kv, watch
+from kvorum.ctl import cluster, kv, lease, watch
 from kvorum.ctl.common import Command, Group, global_options
 from kvorum.ctl.failure import Exit, Failure
 
@@ -42,9 +42,9 @@ def version() -> None:
 for command in (kv.put, kv.get, kv.delete, kv.txn_command, kv.compaction):
     cli.add_command(command)
 cli.add_command(kv.compaction, "compact")
-for command in (watch.watch, version):
+for command in (watch.watch, lease.lock, lease.elect, version):
     cli.add_command(command)
-for group in (cluster.endpoint, cluster.member):
+for group in (lease.lease, cluster.endpoint, cluster.member):
     cli.add_command(group)
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -242,6 +243,114 @@ def test_watch_prints_what_etcdctl_prints(cluster: Cluster, etcd: str, flags: st
     theirs = both([BINARIES / "etcdctl", f"--endpoints={etcd}"])
     ours = both([sys.executable, "-m", "kvorum.ctl.main", f"--endpoints={cluster.endpoint(0)}"])
     assert ours == theirs
+
+
+LEASES = [
+    "lease timetolive {id}",
+    "put leased/a 1 --lease={id}",
+    "put leased/b 1 --lease={id}",
+    "lease timetolive {id} --keys",
+    "lease timetolive {id} -w json",
+    "lease timetolive {id} --keys -w json",
+    "lease timetolive {id} --keys -w fields",
+    "lease keep-alive {id} --once",
+    "lease keep-alive {id} --once -w json",
+    "lease keep-alive {id} --once -w fields",
+    "lease list",
+    "lease list -w json",
+    "lease list -w fields",
+    "get leased/ --prefix -w json",
+    "put leased/a 2 --ignore-lease",
+    "lease revoke {id}",
+    "get leased/ --prefix",
+    "lease revoke {id}",
+    "lease timetolive {id}",
+    "lease timetolive {id} -w json",
+    "lease keep-alive {id} --once",
+    "lease keep-alive {id}",
+    "lease grant 9000000001",
+    "lease revoke xyz",
+    "lease timetolive xyz",
+    "lease keep-alive xyz",
+    "lease grant abc",
+    "lease grant",
+    "lease revoke",
+    "lease timetolive",
+    "lease keep-alive",
+    "lease grant 60 -w json",
+    "lease grant 60 -w fields",
+]
+
+
+def test_lease_commands_print_the_same_and_end_alike(cluster: Cluster, etcd: str) -> None:
+    def session(run: Callable[..., Printed], endpoint: str) -> list[tuple[str, Printed]]:
+        granted = run(endpoint, "lease", "grant", "60")
+        found = re.search(r"lease ([0-9a-f]{16}) granted with TTL\(60s\)", granted.out)
+        assert found is not None, granted
+        id = found[1]
+        told = []
+        for command in LEASES:
+            printed = run(endpoint, *shlex.split(command.format(id=id)))
+            told.append((command, Printed(printed.code, unnamed(printed.out, id), unnamed(printed.err, id))))
+        return told
+
+    def unnamed(out: str, id: str) -> str:
+        out = out.replace(id, "ID").replace(str(int(id, 16)), "ID")
+        out = re.sub(r"remaining\(\d+s\)", "remaining(Ns)", out)
+        out = re.sub(r'("ttl":|"TTL" : )5\d', r"\g<1>60", out)
+        return re.sub(r'("ID":|"ID" : |lease )(\d{5,}|[0-9a-f]{16})', r"\g<1>ID", out)
+
+    theirs, ours = session(etcdctl, etcd), session(kvorumctl, cluster.endpoint(0))
+    differences = [(one, other) for one, other in zip(theirs, ours, strict=True) if one != other]
+    assert differences == [], "\n".join(map(str, differences))
+
+
+def spawned(cluster: Cluster, *words: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "kvorum.ctl.main", f"--endpoints={cluster.endpoint(0)}", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
+
+
+def test_a_lock_is_held_until_it_is_interrupted(cluster: Cluster) -> None:
+    with spawned(cluster, "lock", "mutex") as first, spawned(cluster, "lock", "mutex") as second:
+        pair = {process.stdout: process for process in (first, second)}
+        ready, _, _ = select.select(list(pair), [], [], 60)
+        holder = pair[ready[0]]
+        assert holder.stdout is not None
+        assert re.fullmatch(rb"mutex/[0-9a-f]+\n", holder.stdout.readline())
+        holder.send_signal(signal.SIGINT)
+        assert holder.wait(60) == 0
+        other = second if holder is first else first
+        assert other.stdout is not None
+        assert re.fullmatch(rb"mutex/[0-9a-f]+\n", other.stdout.readline())
+        other.send_signal(signal.SIGTERM)
+        assert other.wait(60) == 0
+    assert kvorumctl(cluster.endpoint(0), "get", "mutex/", "--prefix") == (0, "", "")
+
+
+def test_a_lock_is_held_while_a_command_runs(cluster: Cluster) -> None:
+    script = "echo $ETCD_LOCK_KEY $ETCD_LOCK_REV; exit 7"
+    done = kvorumctl(cluster.endpoint(0), "lock", "job", "sh", "-c", "exit 0")
+    assert (done.code, done.err) == (0, "")
+    with spawned(cluster, "lock", "job", "sh", "-c", script) as process:
+        assert process.stdout is not None
+        assert re.fullmatch(rb"job/[0-9a-f]+ \d+\n", process.stdout.readline())
+        assert process.wait(60) == 7
+    assert kvorumctl(cluster.endpoint(0), "get", "job/", "--prefix") == (0, "", "")
+
+
+def test_whoever_is_elected_leads_until_it_is_interrupted(cluster: Cluster) -> None:
+    with spawned(cluster, "elect", "--listen", "boss") as listener, spawned(cluster, "elect", "boss", "ada") as leader:
+        assert leader.stdout is not None
+        assert listener.stdout is not None
+        key = leader.stdout.readline()
+        assert re.fullmatch(rb"boss/[0-9a-f]+\n", key)
+        assert leader.stdout.readline() == b"ada\n"
+        assert (listener.stdout.readline(), listener.stdout.readline()) == (key, b"ada\n")
+        leader.send_signal(signal.SIGINT)
+        assert leader.wait(60) == 0
+        listener.send_signal(signal.SIGTERM)
+        assert listener.wait(60) == 0
+    assert kvorumctl(cluster.endpoint(0), "elect", "boss").code == 128
 
 
 # ---- what only a cluster can show
