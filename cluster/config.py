@@ -62,12 +62,13 @@ class NodeConfig(NamedTuple):
     listen_peer: str
     listen_native: str
     listen_watch: str
-    listen_broadcast: str  # reserved, not bound by this version
+    listen_broadcast: str
     listen_client: tuple[str, ...]  # reserved for the gateway, not bound by this version
     listen_metrics: tuple[str, ...]
     advertise_client_urls: tuple[str, ...]
     advertise_native: str
     advertise_watch: str
+    advertise_broadcast: str
     heartbeat_ms: int
     election_ms: int
     quota_backend_bytes: int  # 0: none
@@ -153,6 +154,7 @@ def resolve(values: Mapping[str, str], run_dir: str = "") -> NodeConfig:
         advertise_client_urls=_advertise_clients(get),
         advertise_native=_advertise("advertise-native-url", get, "listen-native-url"),
         advertise_watch=_advertise("advertise-watch-url", get, "listen-watch-url"),
+        advertise_broadcast=_advertise("advertise-broadcast-url", get, "listen-broadcast-url"),
         heartbeat_ms=heartbeat_ms,
         election_ms=election_ms,
         quota_backend_bytes=_quota(_number("quota-backend-bytes", get)),

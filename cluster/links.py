@@ -15,6 +15,7 @@ from typing import NamedTuple
 import zmq
 
 from cluster import internal, sockets
+from cluster.broadcast import TOPIC_BYTES
 from cluster.config import NodeConfig
 from cluster.internal import Attached, Floor, Message, PeerAnswer, PeerAsk, Tick
 from cluster.metrics import ApplyBoard, RaftBoard
@@ -34,6 +35,13 @@ class ClientFrame(NamedTuple):
 
     identity: bytes
     frame: bytes
+
+
+class Subscription(NamedTuple):
+    """Somebody has subscribed to a topic, or (`wanted` False) the last who had has gone."""
+
+    topic: bytes
+    wanted: bool
 
 
 class Ticker:
@@ -274,21 +282,25 @@ class ApplyLink:
 
 
 class WatchLink:
-    """Clients' watch streams, and this node's apply process."""
+    """Clients' watch streams, those who listen to broadcasts, and this node's apply process."""
 
     def __init__(self, context: Context, node: NodeConfig) -> None:
         self._clients = sockets.client_listener(context, [node.listen_watch], sockets.WATCH_MAX)
+        self._broadcast = sockets.broadcaster(context, node.listen_broadcast)
         self._apply = sockets.local_caller(context, node.ipc("watch"))
         self._ticker = Ticker(node.heartbeat_ms / 1000)
-        self._ends = _Ends(self._ticker, self._clients, self._apply)
+        self._ends = _Ends(self._ticker, self._clients, self._broadcast, self._apply)
 
     def wait(self) -> None:
         """Until something arrives or the next tick is due."""
         self._ends.wait(idle=True)
 
-    def receive(self) -> Iterator[Tick | ClientFrame | Message]:
+    def receive(self) -> Iterator[Tick | ClientFrame | Subscription | Message]:
         for (frame,) in self._ends.drain(self._apply):
             yield internal.decode(frame)
+        for frames in self._ends.drain(self._broadcast):
+            if len(frames[0]) == 1 + TOPIC_BYTES and frames[0][0] in (0, 1):  # else of nobody who knows a topic
+                yield Subscription(frames[0][1:], bool(frames[0][0]))
         yield from _clients(self._ends.drain(self._clients))
         if self._ticker.due():
             yield Tick()
@@ -299,3 +311,6 @@ class WatchLink:
     def send(self, identity: bytes, frame: bytes) -> bool | None:
         """False: not now, its queue is full. None: it is gone."""
         return _send(self._clients, identity, frame)
+
+    def publish(self, frame: bytes) -> None:
+        self._broadcast.send(frame, zmq.NOBLOCK)

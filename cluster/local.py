@@ -105,12 +105,13 @@ def run(places: list[Place], settings: Mapping[str, str]) -> int:
 def table(places: list[Place]) -> str:
     """Who listens where, for people."""
     rows = [
-        ("node", "calls", "watches", "metrics, health", "peers", "data"),
+        ("node", "calls", "watches", "broadcasts", "metrics, health", "peers", "data"),
         *(
             (
                 place.name,
                 place.url(STEP_NATIVE),
                 place.url(STEP_WATCH),
+                f"127.0.0.1:{place.port + STEP_BROADCAST}",
                 place.url(STEP_METRICS, "http"),
                 f"127.0.0.1:{place.port + STEP_PEER}",
                 place.data_dir,
@@ -120,5 +121,5 @@ def table(places: list[Place]) -> str:
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    kept = ", ".join(f"{place.port}, {place.port + STEP_BROADCAST}" for place in places)
-    return "\n".join([*lines, f"kept free for the gateway and broadcast of a later version: {kept}"])
+    kept = ", ".join(str(place.port) for place in places)
+    return "\n".join([*lines, f"kept free for the gateway of a later version: {kept}"])

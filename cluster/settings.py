@@ -53,7 +53,7 @@ SETTINGS: tuple[Setting, ...] = (
         "listen-broadcast-url",
         f"tcp://localhost:{BROADCAST_PORT}",
         "URL",
-        "reserved for broadcast of watch events, which this version does not have: nothing listens there",
+        "where events are broadcast to watchers",
     ),
     Setting(
         "listen-metrics-urls", f"http://localhost:{METRICS_PORT}", "URLS", "where /metrics, /health and the like are"
@@ -64,6 +64,9 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("advertise-native-url", "", "URL", "address told to kvorum clients for calls (default: as it listens)"),
     Setting("advertise-watch-url", "", "URL", "address told to kvorum clients for watches (default: as it listens)"),
+    Setting(
+        "advertise-broadcast-url", "", "URL", "address told to kvorum clients for broadcasts (default: as it listens)"
+    ),
     Setting("initial-cluster", "", "NAME=URL,...", "all members with their peer URLs (default: this one alone)"),
     Setting("initial-cluster-state", "new", "STATE", "new, or existing for a member that has its data already"),
     Setting("initial-cluster-token", "etcd-cluster", "TEXT", "makes the ids of clusters on the same addresses differ"),

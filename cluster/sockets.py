@@ -7,6 +7,8 @@
     clients            ROUTER tcp         MANDATORY: a full queue or a vanished client is an error for us, not a silent
                                           drop; few queued, and of answers, which may be large, hardly any: a client
                                           that never reads costs little (cluster/outbox.py)
+    listeners          XPUB tcp           VERBOSE: each subscription is shown to us, for it is answered; who is too slow
+                                          for his queue loses messages, and notices (cluster/broadcast.py)
     own processes      ROUTER/DEALER ipc  no limit here: the conversations have windows (cluster/internal.py)
 
 What comes over TCP is bounded in size before it is read (MAXMSGSIZE), and a connection that doesn't finish its
@@ -27,6 +29,9 @@ REQUESTS_MAX = 16
 """Messages of a client, each up to the size of a batch, that wait to be taken in; then TCP holds it back."""
 ANSWERS_MAX = 2
 """Messages of answers queued for a client, beside the one that is being sent."""
+BROADCAST_MAX = 256
+"""Publications queued for a listener; what comes beyond it is lost to it."""
+SUBSCRIPTION_BYTES_MAX = 256
 WATCH_MAX = 64
 """Messages of changes queued for a client."""
 
@@ -76,6 +81,15 @@ def client_listener(context: zmq.Context[zmq.Socket[bytes]], urls: Sequence[str]
     socket.setsockopt(zmq.SNDHWM, send)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     _bind(socket, urls)
+    return socket
+
+
+def broadcaster(context: zmq.Context[zmq.Socket[bytes]], url: str) -> zmq.Socket[bytes]:
+    """At most BROADCAST_MAX messages are queued for each listener. Raises OSError if the address is taken."""
+    socket = context.socket(zmq.XPUB)
+    _tcp(socket, bytes_max=SUBSCRIPTION_BYTES_MAX, queue=BROADCAST_MAX)
+    socket.setsockopt(zmq.XPUB_VERBOSE, 1)
+    _bind(socket, [url])
     return socket
 
 

@@ -19,14 +19,19 @@ only, unless the watcher asked for fragments.
 Only while there are streams is there a session with apply; the first request of the first stream waits until there is.
 
 A watcher that doesn't read costs the few messages which its connection's queue may hold. It is behind then, and tried
-again every tick. This room serves each watcher by itself; publishing once per group of watchers of one range is to
-come.
+again every tick.
+
+A stream serves each watcher by itself. Whoever can listen to broadcasts (cluster/broadcast.py) is told of its group's
+topic when its watch is created, and leaves the stream when a publication connects with where it is; what it misses
+there it fetches from a stream again. So all that is said above of streams holds for it too: between the two it moves by
+revision alone, taking from either exactly what lies behind what it has.
 """
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 from zlib import crc32
 
@@ -34,6 +39,7 @@ import zmq
 from google.protobuf.message import DecodeError
 
 from cluster import metrics
+from cluster.broadcast import TOPIC_BYTES, Groups, Seen, Spec, event_field
 from cluster.config import NodeConfig
 from cluster.exits import Exit
 from cluster.internal import (
@@ -49,7 +55,7 @@ from cluster.internal import (
     WatchDetach,
     WatchLost,
 )
-from cluster.links import ClientFrame, WatchLink, frames_of
+from cluster.links import ClientFrame, Subscription, WatchLink, frames_of
 from cluster.metrics import WatchBoard
 from cluster.node import Node
 from cluster.process import Process
@@ -71,11 +77,15 @@ DETACH_TICKS = 50
 class Link(Protocol):
     """The watch process's ends of its conversations."""
 
-    def receive(self) -> Iterable[Tick | ClientFrame | Message]: ...
+    def receive(self) -> Iterable[Tick | ClientFrame | Subscription | Message]: ...
     def to_apply(self, message: Message) -> None: ...
 
     def send(self, identity: bytes, frame: bytes) -> bool | None:
         """False: not now, its queue is full. None: it is gone."""
+        ...
+
+    def publish(self, frame: bytes) -> None:
+        """To all who are subscribed to its topic, the first 16 bytes. Whose queue is full doesn't get it."""
         ...
 
 
@@ -88,37 +98,31 @@ class Watcher:
     """One watch of one stream. [key, end) with end None for a single key, b"" for everything from key on."""
 
     __slots__ = (
-        "end",
         "fragment",
         "id",
         "idle_ticks",
-        "key",
         "next",
         "prev_kv",
         "progress",
+        "spec",
         "stream",
         "synced",
-        "unwanted",
     )
 
     def __init__(self, stream: Stream, id: int, request: pb.WatchCreateRequest, next: int) -> None:
         self.stream, self.id, self.next = stream, id, next
-        self.key = request.key or b"\0"
         end = request.range_end
-        self.end: bytes | None = None if not end else b"" if end == b"\0" else end
-        if not request.key:
-            self.end = self.end if self.end is not None else b""
-        self.unwanted = frozenset(request.filters)  # EventType has the numbers of FilterType
+        bound: bytes | None = None if not end else b"" if end == b"\0" else end
+        if not request.key and bound is None:
+            bound = b""
+        unwanted = frozenset(request.filters)  # EventType has the numbers of FilterType
+        self.spec = Spec(request.key or b"\0", bound, unwanted, request.prev_kv)
         self.prev_kv, self.fragment, self.progress = request.prev_kv, request.fragment, request.progress_notify
         self.synced = False
         self.idle_ticks = 0
 
     def wants(self, kind: int, key: bytes) -> bool:
-        if kind in self.unwanted:
-            return False
-        if self.end is None:
-            return key == self.key
-        return key >= self.key and (not self.end or key < self.end)
+        return kind not in self.spec.unwanted and self.spec.in_range(key)
 
 
 class Stream:
@@ -131,16 +135,6 @@ class Stream:
         self.watchers: dict[int, Watcher] = {}
         self.next_id = 0
         self.unsent: list[bytes] = []
-
-
-class Seen(NamedTuple):
-    """A change, taken apart as far as matching needs."""
-
-    revision: int
-    kind: int
-    key: bytes
-    event: bytes
-    prev: bytes
 
 
 def see(changes: Sequence[Change]) -> list[Seen]:
@@ -160,8 +154,19 @@ class Watchd:
     """All streams of this node, and how far this process itself has heard."""
 
     def __init__(
-        self, link: Link, node: Node, board: WatchBoard, *, epoch: int, response_bytes_max: int, progress_ticks: int
+        self,
+        link: Link,
+        node: Node,
+        board: WatchBoard,
+        *,
+        epoch: int,
+        response_bytes_max: int,
+        progress_ticks: int,
+        broadcast: str = "",
+        new_topic: Callable[[], bytes] = lambda: os.urandom(TOPIC_BYTES),
     ) -> None:
+        self._broadcast = broadcast
+        self._groups = Groups(new_topic)
         self.link, self.node, self.board, self.epoch = link, node, board, epoch
         self._response_bytes_max, self._progress_ticks = response_bytes_max, progress_ticks
         self._session = 0
@@ -186,6 +191,8 @@ class Watchd:
             match item:
                 case ClientFrame(identity, frame):
                     self._take(identity, frame)
+                case Subscription(topic, wanted):
+                    self._subscription(topic, wanted)
                 case Changes(session, sequence, revision, changes):
                     if session == self._session:
                         self._changes(sequence, revision, changes)
@@ -214,6 +221,7 @@ class Watchd:
         self._head, self._compacted, self._term = item.revision, item.compacted, item.term
         self._fresh = bool(item.fresh)
         self._requested = False
+        self._groups.restart(self._head)
         for stream in self._streams.values():
             for watcher in stream.watchers.values():
                 self._place(watcher)
@@ -257,12 +265,23 @@ class Watchd:
             return
         self._sequence, self._head = sequence, revision
         self.link.to_apply(WatchAck(self._session, sequence))
-        seen = see(changes) if self._streams else []
+        seen = see(changes) if self._streams or self._groups else []
         hit("watchBeforeSend")
+        for frame in self._groups.changes(seen, revision, self.node.header(revision, self._term), self._ticks):
+            self.link.publish(frame)
         for stream in list(self._streams.values()):
             for watcher in list(stream.watchers.values()):
                 if watcher.synced:
                     self._bring(watcher, seen, revision)
+
+    def _subscription(self, topic: bytes, wanted: bool) -> None:
+        """What it is told first connects it: what was before is in the streams."""
+        if not wanted:
+            self._groups.unsubscribed(topic, self._ticks)
+            return
+        frame = self._groups.subscribed(topic, self._head, self._ticks)
+        if frame is not None and self._session:
+            self.link.publish(frame)
 
     def _progress(self, item: Progress) -> None:
         self._compacted, self._term, self._fresh = item.compacted, item.term, bool(item.fresh)
@@ -316,7 +335,7 @@ class Watchd:
         while i < len(wanted):
             revision, of_revision = wanted[i].revision, []
             while i < len(wanted) and wanted[i].revision == revision:
-                of_revision.append(_event_field(wanted[i], watcher.prev_kv))
+                of_revision.append(event_field(wanted[i], watcher.prev_kv))
                 i += 1
             weight = sum(map(len, of_revision))
             if events and size + weight > limit:
@@ -472,7 +491,11 @@ class Watchd:
             stream.next_id += 1
         watcher = Watcher(stream, id, request, request.start_revision or self._head + 1)
         stream.watchers[id] = watcher
-        self._answer(stream, pb.WatchResponse(header=self._header(), watch_id=id, created=True))
+        created = pb.WatchResponse(header=self._header(), watch_id=id, created=True)
+        if request.broadcast and self._broadcast:
+            created.topic = self._groups.join(watcher.spec, self._head, self._ticks).topic
+            created.broadcast = self._broadcast
+        self._answer(stream, created)
         if stream.key not in self._streams:
             return  # gone while we answered
         if watcher.next < self._compacted:
@@ -515,7 +538,7 @@ class Watchd:
 
     def _tick(self) -> None:
         self._ticks += 1
-        self._idle_ticks = 0 if self._streams else self._idle_ticks + 1
+        self._idle_ticks = 0 if self._streams or self._groups.listening else self._idle_ticks + 1
         if self._session and self._idle_ticks > DETACH_TICKS:
             self._detach()
         elif self._session:
@@ -523,6 +546,9 @@ class Watchd:
         elif self._streams:
             self._attach()
         self._stalled.clear()
+        if self._session:
+            for frame in self._groups.tick(self._head, self._ticks):
+                self.link.publish(frame)
         for identity in list(self._of):
             if self._ticks % PROBE_TICKS == crc32(identity) % PROBE_TICKS and self.link.send(identity, b"") is None:
                 self._forget_client(identity)
@@ -543,14 +569,6 @@ class Watchd:
             self._send(watcher.stream, [self._response(watcher, [])])
 
 
-def _event_field(seen: Seen, prev_kv: bool) -> bytes:
-    """Field 11 of a WatchResponse; with the key's state before, if asked for and there was one."""
-    event = seen.event
-    if prev_kv and seen.prev:
-        event += b"\x1a" + varint(len(seen.prev)) + seen.prev
-    return b"\x5a" + varint(len(event)) + event
-
-
 def main(argv: Sequence[str]) -> int:
     """`python -m cluster.watchd NODE_JSON EPOCH`: what the supervisor runs. Returns the exit code."""
     process = Process("watch")
@@ -568,6 +586,7 @@ def main(argv: Sequence[str]) -> int:
         epoch=epoch,
         response_bytes_max=config.max_request_bytes + (512 << 10),
         progress_ticks=PROGRESS_TICKS * 100 // config.heartbeat_ms,
+        broadcast=config.advertise_broadcast,
     )
     process.settle()
     while not process.stopping:

@@ -25,7 +25,7 @@ from kvorum.core import DIAL_SECONDS, Call, Core
 from kvorum.core import Session as CallSession
 from kvorum.errors import KvorumError
 from kvorum.link import Core as AnyCore
-from kvorum.link import Lines
+from kvorum.link import Lines, ListeningLines
 from kvorum.link import Session as AnySession
 from kvorum.results import Event, WatchResponse
 from kvorum.sync import TIMEOUT_SECONDS, positive
@@ -54,10 +54,10 @@ def _verb(verb: Callable[P, Ask[T]]) -> Callable[Concatenate[Client, P], Corouti
 class _Runner(Generic[S]):
     """A core in an event loop: pumped when one of its sockets is readable, its time has come, or soon() was said."""
 
-    def __init__(self, core: AnyCore[S], deliver: Callable[[], None]) -> None:
+    def __init__(self, core: AnyCore[S], deliver: Callable[[], None], lines: type[Lines[S]] = Lines) -> None:
         self._core = core
         self._deliver = deliver
-        self._lines: Lines[S] = Lines(core, self._watch, self._unwatch)
+        self._lines: Lines[S] = lines(core, self._watch, self._unwatch)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._scheduled = False
         self._closed = False
@@ -282,7 +282,7 @@ class _Watcher:
         self._client = client
         self._discover = discover
         self._core = WatchCore(Random())
-        self._runner: _Runner[WatchSession] = _Runner(self._core, self._deliver)
+        self._runner: _Runner[WatchSession] = _Runner(self._core, self._deliver, ListeningLines)
         self._takers: dict[Watch, Callable[[Given], None]] = {}
         self._learning: asyncio.Task[None] | None = None
 

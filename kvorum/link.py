@@ -30,6 +30,9 @@ HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS, HEARTBEAT_TTL_MS = 500, 2000, 10_000
 RECEIVE_BYTES_MAX = 1 << 30
 """A batch of answers over this ends the connection before memory is taken for it."""
 
+EAR_MESSAGES_MAX = 1000
+"""Publications that wait to be read; what comes beyond is dropped, which is noticed."""
+
 _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
 _MORE = int(zmq.RCVMORE)
@@ -142,6 +145,58 @@ class Link:
         self._finalizer()
 
 
+class Ear:
+    """Where a node's broadcasts are heard. It connects and reconnects by itself; what it misses, nobody tells it.
+
+    Raises (constructor): as Link.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.stirred = True
+        self.socket = _context().socket(zmq.SUB)
+        self._finalizer = weakref.finalize(self, _close_plain, self.socket, os.getpid())
+        for option, value in (
+            (zmq.LINGER, 0),
+            (zmq.RCVHWM, EAR_MESSAGES_MAX),
+            (zmq.RECONNECT_IVL, 100),
+            (zmq.RECONNECT_IVL_MAX, 1000),
+            (zmq.HEARTBEAT_IVL, HEARTBEAT_MS),
+            (zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS),
+            (zmq.HEARTBEAT_TTL, HEARTBEAT_TTL_MS),
+            (zmq.MAXMSGSIZE, RECEIVE_BYTES_MAX),
+        ):
+            self.socket.setsockopt(option, value)
+        if address.startswith("tcp://["):
+            self.socket.setsockopt(zmq.IPV6, 1)
+        self.fd = int(self.socket.FD)
+        try:
+            self.socket.connect(address)
+        except zmq.ZMQError:
+            self.close()
+            raise
+
+    def tune(self, topic: bytes, wanted: bool) -> None:
+        self.socket.setsockopt(zmq.SUBSCRIBE if wanted else zmq.UNSUBSCRIBE, topic)
+        self.stirred = True  # looking into it may have swallowed the news of something to receive
+
+    def receive(self) -> bytes | None:
+        """The next publication; None if there is none yet."""
+        if not self.socket.getsockopt(_EVENTS) & _POLLIN:  # type: ignore[operator]
+            return None
+        try:
+            return b"".join(self.socket.recv_multipart(_NOBLOCK))
+        except zmq.Again:
+            return None
+
+    def close(self) -> None:
+        self._finalizer()
+
+
+def _close_plain(socket: zmq.Socket[bytes], pid: int) -> None:
+    if os.getpid() == pid:
+        socket.close(0)
+
+
 class Session(Protocol):
     """A connection as the core names it."""
 
@@ -207,6 +262,14 @@ class Lines(Generic[S]):
                 again = True
             if core.current is not None:
                 again |= self._send(self._links[core.current])
+                again |= self._listen(core.current, now)
+
+    def _listen(self, session: S, now: float) -> bool:
+        """What a kind of core has besides its link. Returns whether the core has heard anything."""
+        return False
+
+    def _stop_listening(self, session: S) -> None:
+        """The session is over."""
 
     def wait(self, now: float) -> float:
         """Seconds until pump() is due without any news; may be infinite, never negative."""
@@ -254,9 +317,11 @@ class Lines(Generic[S]):
     def _rearrange(self, now: float) -> None:
         core = self._core
         while core.closing:
-            link = self._links.pop(core.closing.pop(), None)
+            session = core.closing.pop()
+            link = self._links.pop(session, None)
             if link is not None:
                 self._shut(link)
+            self._stop_listening(session)
         while core.opening:
             session = core.opening.pop()
             try:
@@ -274,3 +339,71 @@ class Lines(Generic[S]):
             del self._by_fd[fd]
             self._unwatch(fd)
         link.close()
+
+
+class ListeningSession(Session, Protocol):
+    broadcast: str
+    """Where the node publishes; empty if it doesn't, or nobody wants to hear."""
+
+
+L = TypeVar("L", bound=ListeningSession)
+
+
+class ListeningCore(Core[L], Protocol[L]):
+    tuning: list[tuple[bytes, bool]]
+    """Topics to subscribe to (True), or to leave."""
+
+    def published(self, session: L, frame: bytes, now: float) -> None: ...
+
+
+class ListeningLines(Lines[L]):
+    """Lines of a core that listens to broadcasts, too."""
+
+    _core: ListeningCore[L]
+
+    def __init__(self, core: ListeningCore[L], watch: Callable[[int], None], unwatch: Callable[[int], None]) -> None:
+        super().__init__(core, watch, unwatch)
+        self._ears: dict[L, Ear] = {}
+
+    def readable(self, fd: int) -> None:
+        for ear in self._ears.values():
+            if ear.fd == fd:
+                ear.stirred = True
+                return
+        super().readable(fd)
+
+    def close(self) -> None:
+        super().close()
+        for session in tuple(self._ears):
+            self._stop_listening(session)
+
+    def _listen(self, session: L, now: float) -> bool:
+        """Subscribe as the core wants it, and give it what was published."""
+        core = self._core
+        ear = self._ears.get(session)
+        if ear is None:
+            if not core.tuning or not session.broadcast:
+                return False
+            try:
+                ear = self._ears[session] = Ear(session.broadcast)
+            except zmq.ZMQError:  # nowhere to listen: the streams do it alone
+                core.tuning.clear()
+                session.broadcast = ""
+                return False
+            self._watch(ear.fd)
+        for topic, wanted in core.tuning:
+            ear.tune(topic, wanted)
+        core.tuning.clear()
+        heard = False
+        if ear.stirred:
+            ear.stirred = False
+            while (frame := ear.receive()) is not None:
+                core.published(session, frame, now)
+                heard = True
+        return heard
+
+    def _stop_listening(self, session: L) -> None:
+        ear = self._ears.pop(session, None)
+        if ear is not None:
+            self._unwatch(ear.fd)
+            ear.close()

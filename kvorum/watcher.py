@@ -22,7 +22,7 @@ from time import monotonic
 from kvorum import errors
 from kvorum import etcd_pb2 as pb
 from kvorum.errors import KvorumError
-from kvorum.link import Lines
+from kvorum.link import ListeningLines
 from kvorum.nudge import Nudge
 from kvorum.results import WatchResponse
 from kvorum.watching import Given, Session, State, Watch, WatchCore
@@ -53,7 +53,7 @@ class Watcher:
         self._discover = discover
         self._core = WatchCore(Random())
         self._poll = select.poll()
-        self._lines: Lines[Session] = Lines(
+        self._lines: ListeningLines[Session] = ListeningLines(
             self._core, lambda fd: self._poll.register(fd, select.POLLIN), self._poll.unregister
         )
         self._nudge = Nudge()

@@ -13,6 +13,14 @@ only when they are complete, and forgotten if the connection is lost between.
 A reader that falls behind by BACKLOG_BYTES_MAX costs no more memory: its stream is closed and created anew, from where
 it stopped, when it has caught up. What was compacted meanwhile ends it with Compacted, never with a silent gap.
 
+Events are broadcast once for all watches of the same keys, whoever's they are. A live watch of a node that does so has
+a topic, and listens to it beside its stream. The first publication that begins no later than at its `next` takes it
+over, and the stream is closed; one that begins later says that something was missed, and a stream is opened from `next`
+on, until a publication connects again. So it moves between the two by revision alone and takes from either exactly what
+lies behind what it has; a publisher that has fallen silent is left for the stream as well.
+
+        live ──(a publication connects)──▶ tuned ──(a gap, or SILENCE_SECONDS)──▶ opening, from `next` on
+
 A node that is alive but serves nothing is found by asking: after QUIET_SECONDS without a word a stream without a watch
 asks for its progress, which is answered at once; no answer within ANSWER_SECONDS is a lost connection.
 """
@@ -40,9 +48,13 @@ from kvorum.wire import BATCH_BYTES_MAX, HEADER, Kind, Method
 BACKLOG_BYTES_MAX = 32 << 20
 QUIET_SECONDS = 5.0
 ANSWER_SECONDS = 10.0
+SILENCE_SECONDS = 10.0
+"""A topic is published to every few seconds, if only to say that nothing happened."""
 IDLE_SECONDS = 30.0
 """How long a connection that carries no watch is kept for the next one."""
 
+TOPIC_BYTES = 16
+_PUBLICATION = struct.Struct("<16sQQ")  # topic, first and last revision that it covers; then a WatchResponse or nothing
 _FILTERS = {"noput": pb.WatchCreateRequest.NOPUT, "nodelete": pb.WatchCreateRequest.NODELETE}
 
 
@@ -50,6 +62,7 @@ class State(Enum):
     WAITING = "waiting"
     OPENING = "opening"
     LIVE = "live"
+    TUNED = "tuned"
     PAUSED = "paused"
     OVER = "over"
 
@@ -67,7 +80,7 @@ class Watch:
       ValueError: start_revision is negative, a filter is unknown, or nothing can be in the range.
     """
 
-    __slots__ = ("_fragments", "asked", "given_bytes", "next", "read_bytes", "state", "stream")
+    __slots__ = ("_fragments", "asked", "given_bytes", "next", "read_bytes", "state", "stream", "topic")
 
     def __init__(
         self,
@@ -91,12 +104,14 @@ class Watch:
             filters=[_FILTERS[name] for name in names],
             progress_notify=progress_notify,
             fragment=True,
+            broadcast=not progress_notify,
         )
         if self.asked.range_end not in (b"", b"\0") and self.asked.range_end <= self.asked.key:
             raise ValueError("nothing can be in the range to watch: its end is not after its start")
         self.next = start_revision
         self.state = State.WAITING
         self.stream = 0
+        self.topic = b""
         self.given_bytes = 0
         self.read_bytes = 0
         """Of what was given; its reader counts."""
@@ -107,6 +122,10 @@ class Watch:
         self._fragments.clear()
         self.asked.start_revision = self.next
         return pb.WatchRequest(create_request=self.asked).SerializeToString()
+
+    def drop_fragments(self) -> None:
+        """What was incomplete comes again, whole, from elsewhere."""
+        self._fragments.clear()
 
     def take(self, response: pb.WatchResponse) -> WatchResponse | None:
         """Note how far a response brings it, and give what the reader is to see of it."""
@@ -123,10 +142,20 @@ class Watch:
         return WatchResponse(response.header, ())
 
 
-class Session:
-    """One connection to a node's watch port."""
+class Channel:
+    """A topic, and who listens to it here."""
 
-    __slots__ = ("ask_at", "endpoint", "give_up_at", "phase", "ping", "proved")
+    __slots__ = ("heard_at", "watches")
+
+    def __init__(self, now: float) -> None:
+        self.watches: dict[Watch, None] = {}
+        self.heard_at = now
+
+
+class Session:
+    """One connection to a node's watch port, and to its broadcasts."""
+
+    __slots__ = ("ask_at", "broadcast", "endpoint", "give_up_at", "phase", "ping", "proved")
 
     def __init__(self, endpoint: str, give_up_at: float) -> None:
         self.endpoint = endpoint
@@ -135,6 +164,7 @@ class Session:
         self.ask_at = NEVER
         self.ping = 0  # the stream without a watch; 0: not opened
         self.proved = False  # it has said something: to be connected proves little
+        self.broadcast = ""  # where it publishes, once that is known
 
 
 class Given(NamedTuple):
@@ -161,6 +191,9 @@ class WatchCore:
         self._cluster = 0
         self._watches: dict[Watch, None] = {}
         self._streams: dict[int, Watch] = {}
+        self._channels: dict[bytes, Channel] = {}
+        self.tuning: list[tuple[bytes, bool]] = []
+        """Topics to subscribe to (True) or to leave, at the current session's `broadcast`."""
         self._next_stream = 0
         self._outbox: deque[bytes] = deque()
         self._idle_since = 0.0
@@ -213,6 +246,7 @@ class WatchCore:
             self._leave(current)
         elif now >= current.ask_at:
             self._ask(current, now)
+        self._leave_silent(now)
         self._set_wake()
 
     def _set_wake(self) -> None:
@@ -222,7 +256,8 @@ class WatchCore:
             self.wake_at = self.endpoints.usable_at() if waiting else NEVER
         else:
             idle = NEVER if self._watches else self._idle_since + IDLE_SECONDS
-            self.wake_at = min(current.give_up_at, current.ask_at, idle)
+            silent = min((channel.heard_at for channel in self._channels.values()), default=NEVER) + SILENCE_SECONDS
+            self.wake_at = min(current.give_up_at, current.ask_at, idle, silent)
 
     def _dial(self, now: float) -> None:
         address = self.endpoints.choose(now)
@@ -295,6 +330,76 @@ class WatchCore:
             return
         self._set_wake()
 
+    # ---- broadcasts
+
+    def published(self, session: Session, frame: bytes, now: float) -> None:
+        """A publication came in; one that is none is dropped, as whatever else was missed would be."""
+        if session is not self.current or len(frame) < _PUBLICATION.size:
+            return
+        topic, first, last = _PUBLICATION.unpack_from(frame)
+        channel = self._channels.get(topic)
+        if channel is None:
+            return
+        channel.heard_at = now
+        whole: WatchResponse | None = None
+        if len(frame) > _PUBLICATION.size:
+            try:
+                response = pb.WatchResponse.FromString(frame[_PUBLICATION.size :])
+            except DecodeError:
+                return
+            whole = WatchResponse(response.header, tuple([results.event(event) for event in response.events]))
+        for watch in list(channel.watches):
+            if watch.next < first:
+                if watch.state is State.TUNED:
+                    self._open(watch)
+                    self.wake_at = 0.0
+            elif watch.next <= last + 1 and (watch.state is State.TUNED or watch.state is State.LIVE):
+                self._connect(watch, whole, last, len(frame))
+
+    def _connect(self, watch: Watch, whole: WatchResponse | None, last: int, size: int) -> None:
+        """Everything up to `last` is in `whole`, or has been given."""
+        if watch.state is State.LIVE:
+            self._close(watch)
+            watch.drop_fragments()
+            watch.state = State.TUNED
+        if whole is not None and watch.next <= last:
+            fresh = whole
+            if whole.events and whole.events[0].mod_revision < watch.next:
+                fresh = WatchResponse(whole.header, tuple(e for e in whole.events if e.mod_revision >= watch.next))
+            if fresh.events:
+                self._give(watch, fresh, size)
+        watch.next = last + 1
+        if watch.given_bytes - watch.read_bytes > BACKLOG_BYTES_MAX:
+            self._untune(watch)
+            watch.state = State.PAUSED
+
+    def _tune(self, watch: Watch, topic: bytes, now: float) -> None:
+        channel = self._channels.get(topic)
+        if channel is None:
+            channel = self._channels[topic] = Channel(now)
+            self.tuning.append((topic, True))
+        channel.watches[watch] = None
+        watch.topic = topic
+
+    def _untune(self, watch: Watch) -> None:
+        channel = self._channels.get(watch.topic)
+        if channel is not None:
+            channel.watches.pop(watch, None)
+            if not channel.watches:
+                del self._channels[watch.topic]
+                self.tuning.append((watch.topic, False))
+        watch.topic = b""
+
+    def _leave_silent(self, now: float) -> None:
+        """Whoever publishes no longer: their watches go on by streams, and are told of a topic anew."""
+        for channel in [one for one in self._channels.values() if now >= one.heard_at + SILENCE_SECONDS]:
+            for watch in list(channel.watches):
+                self._untune(watch)
+                if watch.state is State.TUNED:
+                    self._open(watch)
+                elif watch.state is State.LIVE:
+                    watch.topic = b""
+
     # ---- what comes for a watch
 
     def _message(self, session: Session, stream: int, payload: bytes, now: float) -> None:
@@ -311,6 +416,10 @@ class WatchCore:
                 return
             watch.state = State.LIVE
             watch.next = watch.next or response.header.revision + 1
+            if len(response.topic) == TOPIC_BYTES and response.broadcast and response.topic != watch.topic:
+                self._untune(watch)
+                session.broadcast = session.broadcast or of_same_host(response.broadcast, session.endpoint)
+                self._tune(watch, response.topic, now)
             self._give(watch, None)
         else:
             seen = watch.take(response)
@@ -318,6 +427,7 @@ class WatchCore:
                 self._give(watch, seen, len(payload))
             if watch.given_bytes - watch.read_bytes > BACKLOG_BYTES_MAX:
                 self._close(watch)
+                self._untune(watch)
                 watch.state = State.PAUSED
 
     def _closed(self, session: Session, stream: int, status: int, payload: bytes, now: float) -> None:
@@ -356,6 +466,7 @@ class WatchCore:
     def _end(self, watch: Watch, *, tell: bool) -> None:
         if tell:
             self._close(watch)
+        self._untune(watch)
         self._watches.pop(watch, None)
         watch.state = State.OVER
 
@@ -365,7 +476,10 @@ class WatchCore:
         self.current = None
         self._outbox.clear()
         self._streams.clear()
+        self._channels.clear()
+        self.tuning.clear()
         for watch in self._watches:
+            watch.topic = b""
             if watch.state is not State.PAUSED:
                 watch.state = State.WAITING
 

@@ -99,12 +99,14 @@ class View(Mapping[bytes, bytes]):
         self._show(fresh, what.revision, changed)
 
     def _show(self, kvs: dict[bytes, pb.KeyValue], revision: int, changed: dict[bytes, bytes | None]) -> None:
-        with self._news:
-            self._kvs, self.revision = kvs, max(self.revision, revision)
-            self._news.notify_all()
+        """Callbacks first: whoever waits for a revision finds that they have run."""
+        self._kvs = kvs
         if changed:
             for callback in self._callbacks:
                 callback(changed)
+        with self._news:
+            self.revision = max(self.revision, revision)
+            self._news.notify_all()
 
     def on_change(self, callback: Changed) -> None:
         """Call `callback` after each change with the keys that changed and their values, None for a deleted one.

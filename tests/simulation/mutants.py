@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from cluster.applyd import Applyd
+from cluster.broadcast import Seen, event_field
 from cluster.internal import Committed
 from cluster.proposals import Caller, Pending, Proposals
 from cluster.raft.core import Append, Raft
@@ -21,7 +22,7 @@ from cluster.raft.message import Message
 from cluster.raft.quorum import Outcome
 from cluster.raftd import Raftd
 from cluster.reads import Reads
-from cluster.watchd import Seen, Stream, Watchd, Watcher, _event_field
+from cluster.watchd import Stream, Watchd, Watcher
 from kvorum import wire
 from storage import codec
 from storage.entry import HardState
@@ -350,7 +351,7 @@ class CutsWithinARevision(Watchd):
 
     def _parts(self, watcher: Watcher, wanted: list[Seen], covered: int) -> Iterable[tuple[list[bytes], int]]:
         for seen in wanted:
-            yield [self._response(watcher, [_event_field(seen, watcher.prev_kv)])], seen.revision
+            yield [self._response(watcher, [event_field(seen, watcher.prev_kv)])], seen.revision
         yield [], covered
 
 

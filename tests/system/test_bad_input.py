@@ -19,6 +19,7 @@ import pytest
 import zmq
 from google.protobuf.message import DecodeError
 
+import kvorum
 from cluster import local, sockets
 from cluster.raft import message as raft
 from kvorum import etcd_pb2 as pb
@@ -29,7 +30,13 @@ from tests.system import zmtp
 from tests.system.cluster import Cluster, eventually
 from tests.system.undisturbed import undisturbed
 
-PORTS = {"peer": local.STEP_PEER, "native": local.STEP_NATIVE, "watch": local.STEP_WATCH, "metrics": local.STEP_METRICS}
+PORTS = {
+    "peer": local.STEP_PEER,
+    "native": local.STEP_NATIVE,
+    "watch": local.STEP_WATCH,
+    "broadcast": local.STEP_BROADCAST,
+    "metrics": local.STEP_METRICS,
+}
 SETTINGS = {"heartbeat-interval": "100", "election-timeout": "1000"}
 HANDSHAKE_SECONDS_MAX = 5.0
 """sockets.py: a connection that doesn't finish its handshake by then is closed; the HTTP side waits as long."""
@@ -77,7 +84,7 @@ def test_any_bytes_at_any_port_are_dropped_or_answered(cluster: Cluster, name: s
 
 def test_connections_that_say_nothing_are_let_go(cluster: Cluster) -> None:
     """RELIABILITY 4.1: half-open handshakes. Others connect meanwhile, and the descriptors come back."""
-    owners = {"peer": "raft", "native": "apply", "watch": "watch", "metrics": "supervisor"}
+    owners = {"peer": "raft", "native": "apply", "watch": "watch", "broadcast": "watch", "metrics": "supervisor"}
     pids = {name: cluster.pid(0, process) for name, process in owners.items()}
     with undisturbed(cluster):
         before = {name: descriptors(pid) for name, pid in pids.items()}
@@ -345,6 +352,27 @@ def varint(number: int) -> bytes:
         found += bytes([number & 127 | 128])
         number >>= 7
     return found + bytes([number])
+
+
+def test_who_subscribes_to_what_is_not_his_hears_nothing(cluster: Cluster) -> None:
+    """Topics are told to those who watch; all others, every prefix of them but the empty one, are silence."""
+    with undisturbed(cluster), zmq.Context() as context, context.socket(zmq.SUB) as stranger:
+        stranger.connect(f"tcp://127.0.0.1:{port(cluster, 'broadcast')}")
+        dice = random.Random(1)
+        for size in (1, 8, 15, 16, 17, 200):
+            for _ in range(20):
+                stranger.setsockopt(zmq.SUBSCRIBE, dice.randbytes(size))
+        with kvorum.client(cluster.endpoints[0], discover=False, timeout=30) as client:
+            events, cancel = client.watch_prefix("topic/")
+            for number in range(50):
+                client.put(f"topic/{number}", "secret")
+                assert next(events).key == b"topic/%d" % number
+            cancel()
+        heard = []
+        while stranger.poll(200):
+            heard.append(stranger.recv())
+        # A single byte may by chance begin somebody's topic; what it takes to hear on purpose are sixteen.
+        assert len(heard) < 50
 
 
 @pytest.mark.parametrize("name", ["native", "watch"])

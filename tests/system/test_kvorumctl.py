@@ -248,7 +248,6 @@ def test_watch_prints_what_etcdctl_prints(cluster: Cluster, etcd: str, flags: st
 LEASES = [
     "lease timetolive {id}",
     "put leased/a 1 --lease={id}",
-    "put leased/b 1 --lease={id}",
     "lease timetolive {id} --keys",
     "lease timetolive {id} -w json",
     "lease timetolive {id} --keys -w json",
