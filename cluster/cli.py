@@ -3,6 +3,7 @@
     kvorum node --name n1 --data-dir /var/lib/kvorum --initial-cluster n1=http://10.0.0.1:2380,...
     kvorum local --nodes 3 --data-dir DIR [--base-port P]
     kvorum wal verify|dump DIR
+    kvorum export DATA-DIR FILE
     kvorum version
 
 Flags of `kvorum node` are the settings of cluster.settings, one for one; argparse knows only that they exist. What they
@@ -81,6 +82,17 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("dir", metavar="DIR", help="the log's directory, usually DATA-DIR/wal")
         command.set_defaults(run=_wal, act=name)
 
+    export = commands.add_parser(
+        "export",
+        help="write a stopped node's keys as a snapshot for etcd",
+        description="Write the keys, revisions and leases of a stopped node as a snapshot file that etcd's own tools "
+        "read: `etcdutl snapshot restore FILE`.",
+        allow_abbrev=False,
+    )
+    export.add_argument("data_dir", metavar="DATA-DIR", help="the node's data directory")
+    export.add_argument("file", metavar="FILE", help="the snapshot to be written; it must not be there")
+    export.set_defaults(run=_export)
+
     commands.add_parser("version", help="print the version").set_defaults(run=_version)
     return parser
 
@@ -140,6 +152,12 @@ def _wal(arguments: dict[str, object]) -> int:
     from cluster.walctl import main as look
 
     return look(str(arguments["act"]), str(arguments["dir"]))
+
+
+def _export(arguments: dict[str, object]) -> int:
+    from cluster.exportctl import main as export
+
+    return export(str(arguments["data_dir"]), str(arguments["file"]))
 
 
 def _version(arguments: dict[str, object]) -> int:
