@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from kvorum import etcd_pb2 as pb
@@ -96,20 +96,48 @@ class DeleteEvent(Event):
     __slots__ = ()
 
 
-class WatchResponse(NamedTuple):
+class WatchResponse:
     """All events of one or more whole revisions; none of them if it tells of progress only.
 
     Everything up to `header.revision` has been delivered if there are no events; otherwise everything up to the last
-    event's mod_revision.
+    event's mod_revision. The events are made when they are first asked for: whoever only wants to know that something
+    has changed pays a tenth.
     """
 
-    header: pb.ResponseHeader
-    events: tuple[Event, ...]
+    __slots__ = ("_events", "_wire", "header")
+
+    def __init__(self, header: pb.ResponseHeader, wire: Sequence[pb.Event]) -> None:
+        self.header = header
+        self._wire = wire
+        self._events: tuple[Event, ...] | None = None
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        if self._events is None:
+            self._events = tuple([event(wire) for wire in self._wire])
+        return self._events
+
+    def __len__(self) -> int:
+        """How many events."""
+        return len(self._wire)
+
+    def __bool__(self) -> bool:
+        """True, as of every object: it says something without events, too."""
+        return True
 
     @property
     def revision(self) -> int:
         """Everything up to here has been delivered."""
-        return self.events[-1].mod_revision if self.events else self.header.revision
+        return self._wire[-1].kv.mod_revision if self._wire else self.header.revision
+
+    def behind(self, revision: int) -> WatchResponse:
+        """What of it comes after `revision`."""
+        if self._wire and self._wire[0].kv.mod_revision <= revision:
+            return WatchResponse(self.header, [event for event in self._wire if event.kv.mod_revision > revision])
+        return self
+
+    def __repr__(self) -> str:
+        return f"WatchResponse(revision={self.revision}, events={self.events})"
 
 
 def event(wire: pb.Event) -> Event:

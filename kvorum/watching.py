@@ -36,7 +36,7 @@ from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
-from kvorum import errors, results
+from kvorum import errors
 from kvorum import etcd_pb2 as pb
 from kvorum.core import DIAL_SECONDS, NEVER, Phase
 from kvorum.endpoints import Endpoints, of_same_host, usable
@@ -135,7 +135,7 @@ class Watch:
         events = [*self._fragments, *response.events] if self._fragments else response.events
         if events:
             self.next = events[-1].kv.mod_revision + 1
-            seen = WatchResponse(response.header, tuple([results.event(event) for event in events]))
+            seen = WatchResponse(response.header, events)
             self._fragments.clear()
             return seen
         self.next = max(self.next, response.header.revision + 1)
@@ -347,7 +347,7 @@ class WatchCore:
                 response = pb.WatchResponse.FromString(frame[_PUBLICATION.size :])
             except DecodeError:
                 return
-            whole = WatchResponse(response.header, tuple([results.event(event) for event in response.events]))
+            whole = WatchResponse(response.header, response.events)
         for watch in list(channel.watches):
             if watch.next < first:
                 if watch.state is State.TUNED:
@@ -363,10 +363,8 @@ class WatchCore:
             watch.drop_fragments()
             watch.state = State.TUNED
         if whole is not None and watch.next <= last:
-            fresh = whole
-            if whole.events and whole.events[0].mod_revision < watch.next:
-                fresh = WatchResponse(whole.header, tuple(e for e in whole.events if e.mod_revision >= watch.next))
-            if fresh.events:
+            fresh = whole.behind(watch.next - 1)
+            if len(fresh):
                 self._give(watch, fresh, size)
         watch.next = last + 1
         if watch.given_bytes - watch.read_bytes > BACKLOG_BYTES_MAX:
@@ -423,7 +421,7 @@ class WatchCore:
             self._give(watch, None)
         else:
             seen = watch.take(response)
-            if seen is not None and (seen.events or watch.asked.progress_notify):
+            if seen is not None and (len(seen) or watch.asked.progress_notify):
                 self._give(watch, seen, len(payload))
             if watch.given_bytes - watch.read_bytes > BACKLOG_BYTES_MAX:
                 self._close(watch)
