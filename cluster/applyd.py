@@ -287,7 +287,7 @@ class Applyd:
 
     def _apply(self, committed: list[Committed]) -> None:
         """Entries onto the store in one batch, then the answers of our own and the changes for watchers."""
-        turn = self.keyspace.begin(prev=self.feed.open)
+        turn = self.keyspace.begin(prev=self.feed.wants_prev)
         own: list[tuple[int, list[Result]]] = []
         for message in committed:
             if message.session != self._session:
@@ -305,7 +305,9 @@ class Applyd:
         self._landlord.changed(turn.leases)
         self._count(len(committed), changes, time.perf_counter() - began)
         hit("applyAfterCommit")
-        self._sweeping |= self.keyspace.compacted != compacted
+        if self.keyspace.compacted != compacted:
+            self._sweeping = True
+            self.feed.tick(self.status.term)  # before the answer: whoever has it finds no watch of what is gone
         for number, results in own:
             callers = self._proposals.settle(number, self.ticks)
             for caller, result in zip(callers, results, strict=bool(callers)):

@@ -36,7 +36,7 @@ class Feed:
     def __init__(self, keyspace: Keyspace, send: Callable[[Message], None], first_session: int) -> None:
         self._keyspace, self._send = keyspace, send
         self._session = first_session
-        self._open = False
+        self._open = self._prev = False
         self._fresh = True
         self._epoch = 0
         self._sequence = 0
@@ -46,7 +46,7 @@ class Feed:
     def handle(self, message: WatchAttach | WatchAck | WatchDetach | HistoryRequest, term: int) -> None:
         if isinstance(message, WatchAttach):
             if message.epoch >= self._epoch:
-                self._attach(message.epoch, term)
+                self._attach(message, term)
         elif not self._open or message.session != self._session:
             if not isinstance(message, WatchDetach):
                 self._send(WatchLost(message.session))
@@ -58,8 +58,8 @@ class Feed:
         else:
             self._send(self._history(message))
 
-    def _attach(self, epoch: int, term: int) -> None:
-        self._epoch, self._open = epoch, True
+    def _attach(self, message: WatchAttach, term: int) -> None:
+        self._epoch, self._open, self._prev = message.epoch, True, bool(message.prev)
         self._session += 1
         self._sequence = 0
         self._unread.clear()
@@ -74,9 +74,9 @@ class Feed:
             self.tick(term)
 
     @property
-    def open(self) -> bool:
+    def wants_prev(self) -> bool:
         """Somebody wants to hear of changes, and of what was before them."""
-        return self._open
+        return self._open and self._prev
 
     def changed(self, changes: Sequence[Change]) -> None:
         """All changes of a committed store batch, in order."""

@@ -170,7 +170,10 @@ class Answered(NamedTuple):
 
 
 class WatchAttach(NamedTuple):
+    """`prev`: 1 if somebody wants to know what keys were before each change, which costs a look-up for each."""
+
     epoch: int
+    prev: int
 
 
 class WatchAck(NamedTuple):
@@ -263,7 +266,7 @@ _PLAIN: dict[int, tuple[type, struct.Struct]] = {
     13: (Status, struct.Struct("<QQQQ")),
     14: (ReadReady, struct.Struct("<QQQ")),
     15: (ReadFailed, struct.Struct("<QQ")),
-    20: (WatchAttach, struct.Struct("<Q")),
+    20: (WatchAttach, struct.Struct("<QB")),
     21: (WatchAck, struct.Struct("<QQ")),
     23: (WatchDetach, struct.Struct("<Q")),
     22: (HistoryRequest, struct.Struct("<QQqQ")),

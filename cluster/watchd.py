@@ -8,10 +8,15 @@
 Why a watcher misses nothing and hears nothing twice. `next` is the first revision it has not been sent. It moves only
 when a message that covers all revisions up to some r has been handed to ZeroMQ for its connection, and then to r + 1.
 Whatever goes wrong before that (the connection's queue is full, a session with apply ends, this watcher was far back)
-leaves `next` where it was and the watcher behind, and history from `next` on is what it is sent next. A watcher
-becomes synced only when history has covered `_head`, in the same turn, with no Changes between. ZeroMQ keeps the
+leaves `next` where it was and the watcher behind, and history from `next` on is what it is sent next: out of a ring of
+the newest changes, which holds all behind its floor as this process has taken them in, or from apply. A watcher becomes
+synced only when that has covered `_head`, in the same turn, with no Changes between. ZeroMQ keeps the
 order of one connection and loses its tail only when the connection breaks, which the client sees, and resumes after
 the last revision it has.
+
+Changes that come while a turn is done, or in the short rest after it, are told together in the next. What keys were
+before their changes is looked up by apply only once a watcher has asked for it; its first request waits until apply
+knows (a new session).
 
 All changes of a revision travel together: apply sends whole revisions, and a WatchResponse is cut between revisions
 only, unless the watcher asked for fragments.
@@ -31,6 +36,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 from zlib import crc32
@@ -59,6 +65,7 @@ from cluster.links import ClientFrame, Subscription, WatchLink, frames_of
 from cluster.metrics import WatchBoard
 from cluster.node import Node
 from cluster.process import Process
+from cluster.ring import Ring
 from kvorum import errors, wire
 from kvorum import etcd_pb2 as pb
 from kvorum.wire import Kind, Method
@@ -67,6 +74,11 @@ from storage.failpoint import hit
 from storage.keyspace import Change
 
 HISTORY_BYTES = 1 << 20
+RING_BYTES = 8 << 20
+CATCH_UP_BYTES = 8 << 20
+"""What is handed out of the ring in one turn."""
+DELIVERY_BYTES = 1 << 18
+"""Changes that have waited together are delivered together, in pieces of about this size."""
 STREAMS_MAX = 100_000
 PROBE_TICKS = 100
 """How often an idle client is sent an empty batch, by which we learn that it is gone."""
@@ -146,6 +158,9 @@ def see(changes: Sequence[Change]) -> list[Seen]:
     return seen
 
 
+REST_SECONDS = 0.002
+"""After telling of changes: what comes meanwhile is told together. To tell a hundred of one event costs as much as to
+tell them of twenty."""
 UNSENT_MAX = 1000
 HELD_MAX = 10_000
 
@@ -181,21 +196,30 @@ class Watchd:
         self._request = 0
         self._requested = False
         self._attaching = False
+        self._prev = False  # changes tell what was before them
+        self._prev_asked = self._prev_wanted = False
+        self._arrived: list[Change] = []  # and not delivered
+        self._arrived_bytes = self._arrived_revision = 0
+        self._ring = Ring(RING_BYTES)
         self._fresh = True  # apply doesn't know yet what "from now on" means
         self._held: list[tuple[Stream, bytes]] = []  # requests that wait for a session that knows
         self._idle_ticks = 0
         self._ticks = 0
 
-    def turn(self) -> None:
+    def turn(self) -> bool:
+        """Whether there were changes to tell of."""
+        told = False
         for item in self.link.receive():
+            if isinstance(item, Changes):
+                if item.session == self._session:
+                    told |= self._arrive(item)
+                continue
+            told |= self._deliver()
             match item:
                 case ClientFrame(identity, frame):
                     self._take(identity, frame)
                 case Subscription(topic, wanted):
                     self._subscription(topic, wanted)
-                case Changes(session, sequence, revision, changes):
-                    if session == self._session:
-                        self._changes(sequence, revision, changes)
                 case History():
                     if item.session == self._session and item.id == self._request:
                         self._history(item)
@@ -211,17 +235,23 @@ class Watchd:
                     self._tick()
                 case _:
                     raise AssertionError(f"not for watch: {item!r}")
-        self._ask_history()
+        told |= self._deliver()
+        self._catch_up()
+        return told
 
     # ---- the conversation with apply
 
     def _attached(self, item: WatchAttached) -> None:
         """Changes after its revision will come. What watchers lack up to there is history."""
         self._session, self._sequence, self._attaching = item.session, 0, False
+        if self._head != item.revision:
+            self._groups.restart(item.revision)
+        if self._head != item.revision or self._prev != self._prev_asked:
+            self._ring.restart(item.revision)
+        self._prev = self._prev_asked
         self._head, self._compacted, self._term = item.revision, item.compacted, item.term
         self._fresh = bool(item.fresh)
         self._requested = False
-        self._groups.restart(self._head)
         for stream in self._streams.values():
             for watcher in stream.watchers.values():
                 self._place(watcher)
@@ -230,7 +260,7 @@ class Watchd:
     def _take_held(self) -> None:
         if self._fresh:
             return
-        held, self._held = self._held, []
+        held, self._held = self._held, []  # who must wait on is held again
         for stream, payload in held:
             if self._streams.get(stream.key) is stream:
                 try:
@@ -245,12 +275,14 @@ class Watchd:
 
     def _attach(self) -> None:
         self._attaching = True
-        self.link.to_apply(WatchAttach(self.epoch))
+        self._prev_asked = self._prev_wanted
+        self.link.to_apply(WatchAttach(self.epoch, int(self._prev_wanted)))
 
     def _detach(self) -> None:
         """Nobody watches, for a while now."""
         self.link.to_apply(WatchDetach(self._session))
         self._session = 0
+        self._prev_wanted = False
 
     def _place(self, watcher: Watcher) -> None:
         watcher.synced = watcher.next > self._head
@@ -259,13 +291,28 @@ class Watchd:
         else:
             self._behind[watcher] = None
 
-    def _changes(self, sequence: int, revision: int, changes: Sequence[Change]) -> None:
-        if sequence != self._sequence + 1:  # one was lost between us: what is missing is history
+    def _arrive(self, item: Changes) -> bool:
+        """More changes. Those of a turn are delivered together, up to a size. Whether any were delivered."""
+        if item.sequence != self._sequence + 1:  # one was lost between us: what is missing is history
+            told = self._deliver()
             self._lost()
-            return
-        self._sequence, self._head = sequence, revision
-        self.link.to_apply(WatchAck(self._session, sequence))
-        seen = see(changes) if self._streams or self._groups else []
+            return told
+        self._sequence = item.sequence
+        self._arrived += item.changes
+        self._arrived_revision = item.revision
+        self._arrived_bytes += sum(len(change.event) + len(change.prev) for change in item.changes)
+        return self._arrived_bytes > DELIVERY_BYTES and self._deliver()
+
+    def _deliver(self) -> bool:
+        """What has arrived, to all who are synced. Whether there was anything."""
+        if not self._arrived:
+            return False
+        changes, revision = self._arrived, self._arrived_revision
+        self._arrived, self._arrived_bytes = [], 0
+        self._head = revision
+        self.link.to_apply(WatchAck(self._session, self._sequence))
+        seen = see(changes)
+        self._ring.add(seen, revision)
         hit("watchBeforeSend")
         for frame in self._groups.changes(seen, revision, self.node.header(revision, self._term), self._ticks):
             self.link.publish(frame)
@@ -273,6 +320,7 @@ class Watchd:
             for watcher in list(stream.watchers.values()):
                 if watcher.synced:
                     self._bring(watcher, seen, revision)
+        return True
 
     def _subscription(self, topic: bytes, wanted: bool) -> None:
         """What it is told first connects it: what was before is in the streams."""
@@ -289,14 +337,25 @@ class Watchd:
         if item.sequence != self._sequence:
             self._lost()
 
-    def _ask_history(self) -> None:
-        if self._requested or not self._session:
+    def _catch_up(self) -> None:
+        """Bring forward who is behind: from the ring as far as it reaches, else apply is asked for a slice."""
+        if not self._session or not self._behind:
             return
-        waiting = [watcher.next for watcher in self._behind if watcher not in self._stalled]
-        if waiting:
+        budget, oldest = CATCH_UP_BYTES, 0
+        for watcher in list(self._behind):
+            while watcher in self._behind and watcher not in self._stalled:
+                if watcher.next <= self._ring.floor:
+                    oldest = min(oldest or watcher.next, watcher.next)
+                    break
+                if budget <= 0:
+                    return
+                seen, covered, size = self._ring.since(watcher.next, HISTORY_BYTES)
+                budget -= size
+                self._bring(watcher, seen, covered)
+        if oldest and not self._requested:
             self._request += 1
             self._requested = True
-            self.link.to_apply(HistoryRequest(self._session, self._request, min(waiting), HISTORY_BYTES))
+            self.link.to_apply(HistoryRequest(self._session, self._request, oldest, HISTORY_BYTES))
 
     def _history(self, item: History) -> None:
         self._requested = False
@@ -450,17 +509,19 @@ class Watchd:
                 raise errors.Unimplemented(f"kvorum: a record of kind {record.kind} is not of a stream")
 
     def _request_of(self, stream: Stream, payload: bytes) -> None:
-        if not self._session or self._fresh:
-            if len(self._held) >= HELD_MAX:
-                raise errors.TooManyRequests
-            self._held.append((stream, payload))
-            if not self._session and not self._attaching:
-                self._attach()
-            return
         try:
             request = pb.WatchRequest.FromString(payload)
         except DecodeError as error:
             raise errors.Malformed from error
+        self._prev_wanted |= request.create_request.prev_kv
+        more = self._prev_wanted and not self._prev  # is to be asked of apply
+        if not self._session or self._fresh or more:
+            if len(self._held) >= HELD_MAX:
+                raise errors.TooManyRequests
+            self._held.append((stream, payload))
+            if not self._attaching and (not self._session or more):
+                self._attach()
+            return
         match request.WhichOneof("request_union"):
             case "create_request":
                 self._create(stream, request.create_request)
@@ -591,7 +652,8 @@ def main(argv: Sequence[str]) -> int:
     process.settle()
     while not process.stopping:
         link.wait()
-        watchd.turn()
+        if watchd.turn():
+            time.sleep(REST_SECONDS)
     return 0
 
 

@@ -50,7 +50,9 @@ def modules(*rooms: str) -> list[Path]:
 
 def pure_modules() -> list[Path]:
     storage = [path for path in modules("storage") if path.name not in IMPURE_IN_STORAGE]
-    one_by_one = [ROOT / "kvorum/wire.py", ROOT / "kvorum/errors.py", ROOT / "cluster/internal.py"]
+    cluster = ("broadcast", "feed", "internal", "leasecalls", "lessor", "proposals", "ring")
+    client = ("wire", "errors", "watching", "leasing", "endpoints")
+    one_by_one = [ROOT / f"cluster/{name}.py" for name in cluster] + [ROOT / f"kvorum/{name}.py" for name in client]
     return [*modules("cluster/raft"), *storage, *one_by_one]
 
 

@@ -61,7 +61,7 @@ messages = st.one_of(
     st.builds(ReadReady, u64, u64, u64),
     st.builds(ReadFailed, u64, u64),
     st.builds(Rejected, u64, u64, st.text(max_size=20)),
-    st.builds(WatchAttach, u64),
+    st.builds(WatchAttach, u64, bit),
     st.builds(WatchAck, u64, u64),
     st.builds(WatchDetach, u64),
     st.builds(HistoryRequest, u64, u64, i64, u64),

@@ -67,6 +67,7 @@ class World:
         self.epoch = self.number = 0
         self.prompt = True  # apply answers the watch process at once
         self.events: list[tuple[int, bytes]] = []  # (revision, event) as the store gave them out
+        self.asked_history = 0
         self.restart_watch()
 
     def restart_watch(self) -> None:
@@ -96,7 +97,7 @@ class World:
     def commit(self, *requests: tuple[int, bytes]) -> None:
         self.number += 1
         batch = b"".join(wire.encode(method, Kind.CALL, 0, 1, payload) for method, payload in requests)
-        turn = self.keyspace.begin()
+        turn = self.keyspace.begin(prev=self.feed.wants_prev)
         index = self.keyspace.applied[0] + 1
         turn.apply(index, 1, pack_proposal(1, 1, self.number, batch))
         changes = turn.commit()
@@ -111,11 +112,13 @@ class World:
 
     def compact(self, revision: int) -> None:
         self.commit((Method.COMPACT, pb.CompactionRequest(revision=revision).SerializeToString()))
+        self.feed.tick(1)
 
     def apply_turn(self) -> None:
         while self.to_apply:
             message = self.to_apply.popleft()
             assert isinstance(message, WatchAttach | WatchAck | WatchDetach | HistoryRequest)
+            self.asked_history += isinstance(message, HistoryRequest)
             self.feed.handle(message, 1)
 
     def settle(self, rounds: int = 60) -> None:
@@ -197,6 +200,60 @@ def test_a_response_over_the_limit_is_fragmented_only_if_asked(world: World) -> 
     assert len(parts) > 1
     assert [r.fragment for r in parts] == [True] * (len(parts) - 1) + [False]
     assert [e for r in parts for e in r.events] == list(whole[0].events)
+
+
+def test_what_is_only_just_behind_comes_from_the_ring(world: World) -> None:
+    """Apply is not asked for what this process has heard a moment ago."""
+    world.watch(b"c", key=b"k")
+    world.stalled.add(b"c")
+    for i in range(20):
+        world.put(b"k", b"%d" % i)
+        world.settle(1)
+    world.stalled.clear()
+    world.watch(b"late", key=b"k", start_revision=5)
+    world.settle(3)
+    assert [e.kv.mod_revision for r in world.responses(b"c") for e in r.events] == list(range(2, 22))
+    assert [e.kv.mod_revision for r in world.responses(b"late") for e in r.events] == list(range(5, 22))
+    assert world.asked_history == 0
+
+
+def test_what_the_ring_has_let_go_of_comes_from_apply(world: World) -> None:
+    world.watchd._ring._bytes_max = 100
+    world.watch(b"c", key=b"k")
+    world.stalled.add(b"c")
+    for i in range(20):
+        world.put(b"k", b"%d" % i)
+        world.settle(1)
+    world.stalled.clear()
+    world.settle(3)
+    assert [e.kv.mod_revision for r in world.responses(b"c") for e in r.events] == list(range(2, 22))
+    assert world.asked_history > 0
+
+
+def test_what_was_before_is_looked_up_only_once_somebody_asks_for_it(world: World) -> None:
+    """And from then on it is told, whatever was in the ring without it."""
+    world.watch(b"plain", key=b"k")
+    world.put(b"k", b"1")
+    world.put(b"k", b"2")
+    world.settle(1)
+    assert not world.feed.wants_prev
+    world.watch(b"prev", key=b"k", prev_kv=True, start_revision=2)
+    world.settle(3)
+    assert world.feed.wants_prev
+    world.put(b"k", b"3")
+    world.settle(3)
+    plain = [(e.kv.value, e.prev_kv.value) for r in world.responses(b"plain") for e in r.events]
+    assert plain == [(b"1", b""), (b"2", b""), (b"3", b"")]
+    prev = [(e.kv.value, e.prev_kv.value) for r in world.responses(b"prev") for e in r.events]
+    assert prev == [(b"1", b""), (b"2", b"1"), (b"3", b"2")]
+
+
+def test_changes_that_have_waited_together_are_delivered_together(world: World) -> None:
+    world.watch(b"c", key=b"k")
+    for i in range(10):
+        world.put(b"k", b"%d" % i)
+    world.settle(1)
+    assert [len(r.events) for r in world.responses(b"c")[1:]] == [10]
 
 
 def test_a_future_start_delivers_nothing_before_it(world: World) -> None:
