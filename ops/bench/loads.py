@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ops.bench.systems import ROOT, Cluster, System, cpu_seconds, machine_cpu_seconds
+from ops.bench.systems import ROOT, Cluster, System, cpu_seconds, descendants, machine_cpu_seconds
 from ops.bench.workloads import Plan, Workload
 
 HERE = Path(__file__).resolve().parent
@@ -85,6 +85,11 @@ def specification(
         "window_seconds": plan.window_seconds,
         "timeout_seconds": plan.timeout_seconds,
         "seed": seed,
+        "watchers": workload.watchers,
+        "own_keys": workload.own_keys,
+        "rate": workload.rate,
+        "puts": workload.puts,
+        "lag": workload.lag,
     }
 
 
@@ -143,7 +148,8 @@ def _run(
     try:
         for line in process.stdout:
             event = json.loads(line)
-            marks[event["event"]] = _Used(cpu_seconds(servers), cpu_seconds([process.pid]), machine_cpu_seconds())
+            generators = [process.pid, *descendants(process.pid)]
+            marks[event["event"]] = _Used(cpu_seconds(servers), cpu_seconds(generators), machine_cpu_seconds())
             if event["event"] == "begin":
                 at_begin(process.pid)
             if event["event"] == "result":

@@ -13,7 +13,11 @@ ends after its answer was parsed and checked.
 
 from __future__ import annotations
 
+import heapq
 import json
+import mmap
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -31,7 +35,10 @@ SAMPLE_EVERY = 64
 READ_BACK_MAX = 500
 ERRORS_KEPT = 5
 ERROR_PAUSE_SECONDS = 0.01
+LAG_PAUSE_SECONDS = 0.001
 PADDING_BYTES = 1 << 18
+LEASES = 1000
+LEASE_SECONDS = 3600
 
 Check = Callable[[bytes], str]
 """What is wrong with an answer, or nothing."""
@@ -43,29 +50,46 @@ def key(number: int) -> bytes:
     return b"key-%08d" % number
 
 
+class Written:
+    """How far the load is, and how far its watchers are; of the latter it is told through memory shared with them."""
+
+    def __init__(self) -> None:
+        self.newest = 0
+        self.heard_fd = os.memfd_create("heard")
+        os.ftruncate(self.heard_fd, 8)
+        self.heard = mmap.mmap(self.heard_fd, 8)
+
+    def too_far(self, lag: int) -> bool:
+        return lag > 0 and self.newest - int.from_bytes(self.heard[:], "little") > lag
+
+
 class Lane:
     """One node's share of the load. Used by one thread at a time, so nothing here takes a lock."""
 
-    def __init__(self, spec: dict[str, Any], number: int) -> None:
-        self.spec = spec
+    def __init__(self, spec: dict[str, Any], number: int, written: Written) -> None:
+        self.spec, self.written = spec, written
         self.keys = spec["keys"]
         self.random = Random(spec["seed"] * 1000 + number)
         self.padding = self.random.randbytes(PADDING_BYTES)
         self.client = Client(spec["endpoints"][number], discover=False, timeout=spec["timeout_seconds"])
         self.client.hello()
         self.begin = self.end = 0.0
-        self._rest: list[float] = []  # when loops that met an error go on
+        self._rest: list[float] = []  # when loops that wait go on: a heap
         self.latencies: list[float] = []
         self.errors = 0
         self.first_errors: list[str] = []
         self.samples: dict[int, tuple[int, bytes]] = {}
         """Revision and value of the newest acknowledged write to every 64th key."""
+        self.replies: list[tuple[int, float]] = []  # revision of a put in the window, and when it was answered
+        self.leases: list[int] = []
         self.make: Callable[[], Operation] = {
             "put": self.put,
+            "puts": self.puts,
             "txn": self.txn,
             "get": self.get,
             "get-serializable": lambda: self.get(serializable=True),
             "mixed": lambda: self.put() if self.random.random() < 0.1 else self.get(),
+            "keep-alive": self.keep_alive,
             "fill": self.put,
         }[spec["workload"]]
 
@@ -76,14 +100,17 @@ class Lane:
         for _ in range(clients):
             self._next()
         while self.client.inflight or self._rest:
-            self.client.drive(ERROR_PAUSE_SECONDS if self._rest else 1.0)
+            self.client.drive(max(0.0, self._rest[0] - clock()) if self._rest else 1.0)
             while self._rest and self._rest[0] <= clock():
-                del self._rest[0]
+                heapq.heappop(self._rest)
                 self._next()
 
     def _next(self) -> None:
         started = clock()
         if started >= self.end:
+            return
+        if self.written.too_far(self.spec["lag"]):
+            heapq.heappush(self._rest, started + LAG_PAUSE_SECONDS)
             return
         method, request, check = self.make()
 
@@ -91,7 +118,32 @@ class Lane:
             if self._judge(call, check, started):
                 self._next()
             else:
-                self._rest.append(clock() + ERROR_PAUSE_SECONDS)
+                heapq.heappush(self._rest, clock() + ERROR_PAUSE_SECONDS)
+
+        self.client.submit(method, request, answered)
+
+    def paced(self, number: int, count: int) -> None:
+        """Puts at a fixed rate, of which this lane makes every `count`th, whether those before are answered or not."""
+        every = count / self.spec["rate"]
+        due = self.begin - self.spec["warmup_seconds"] + number / self.spec["rate"]
+        while due < self.end:
+            now = clock()
+            if now < due:
+                self.client.drive(due - now)
+            else:
+                self._pace()
+                due += every
+        while self.client.inflight:
+            self.client.drive(1.0)
+
+    def _pace(self) -> None:
+        started = clock()
+        method, request, check = self.make()
+
+        def answered(call: Call) -> None:
+            now = clock()
+            if self._judge(call, check, started) and self.begin <= now < self.end:
+                self.replies.append((pb.PutResponse.FromString(call.reply).header.revision, now))
 
         self.client.submit(method, request, answered)
 
@@ -134,10 +186,24 @@ class Lane:
 
         def check(reply: bytes) -> str:
             put = pb.PutResponse.FromString(reply)
+            self.written.newest = max(self.written.newest, put.header.revision)
             self.remember(number, put.header.revision, value)
             return ""
 
         return Method.PUT, pb.PutRequest(key=name, value=value).SerializeToString(), check
+
+    def puts(self) -> Operation:
+        """Several keys in one transaction."""
+        start = int(self.random.random() * (self.keys - self.spec["puts"]))
+        request = pb.TxnRequest()
+        for number in range(start, start + self.spec["puts"]):
+            request.success.add(request_put=pb.PutRequest(key=key(number), value=self.value(key(number))))
+
+        def check(reply: bytes) -> str:
+            self.written.newest = max(self.written.newest, pb.TxnResponse.FromString(reply).header.revision)
+            return ""
+
+        return Method.TXN, request.SerializeToString(), check
 
     def get(self, serializable: bool = False) -> Operation:
         name = key(int(self.random.random() * self.keys))
@@ -172,6 +238,16 @@ class Lane:
         request = pb.TxnRequest(compare=[exists], success=[put, get], failure=[get])
         return Method.TXN, request.SerializeToString(), check
 
+    def keep_alive(self) -> Operation:
+        id = self.random.choice(self.leases)
+
+        def check(reply: bytes) -> str:
+            answer = pb.LeaseKeepAliveResponse.FromString(reply)
+            right = id == answer.ID and answer.TTL == LEASE_SECONDS
+            return "" if right else f"lease {id:x} was renewed as {answer.ID:x} for {answer.TTL} s"
+
+        return Method.LEASE_KEEP_ALIVE, pb.LeaseKeepAliveRequest(ID=id).SerializeToString(), check
+
     def remember(self, number: int, revision: int, value: bytes) -> None:
         if number % SAMPLE_EVERY == 0 and self.samples.get(number, (0,))[0] < revision:
             self.samples[number] = (revision, value)
@@ -180,16 +256,26 @@ class Lane:
 class Load:
     def __init__(self, spec: dict[str, Any]) -> None:
         self.spec = spec
-        self.lanes = [Lane(spec, number) for number in range(len(spec["endpoints"]))]
+        self.written = Written()
+        self.lanes = [Lane(spec, number, self.written) for number in range(len(spec["endpoints"]))]
+        if spec["workload"] == "keep-alive":
+            leases = [self.lanes[0].client.lease_grant(LEASE_SECONDS).ID for _ in range(LEASES)]
+            for lane in self.lanes:
+                lane.leases = leases
 
     def run(self) -> None:
         """Warm up, measure, wait for what is under way, read back, report."""
+        watchers = Watchers(self.spec, self.written) if self.spec["watchers"] else None
         begin = clock() + self.spec["warmup_seconds"]
         end = begin + self.spec["window_seconds"]
         for lane in self.lanes:
             lane.begin, lane.end = begin, end
+        if watchers is not None:
+            watchers.tell({"begin": begin, "end": end})
         clients, count = self.spec["clients"], len(self.lanes)
-        if clients == 1:
+        if self.spec["rate"]:
+            threads = [threading.Thread(target=lane.paced, args=(i, count)) for i, lane in enumerate(self.lanes)]
+        elif clients == 1:
             threads = [threading.Thread(target=self._go_around, args=(end,))]
         else:
             shares = [len(range(number, clients, count)) for number in range(count)]
@@ -204,7 +290,8 @@ class Load:
             emit({"event": name})
         for thread in threads:
             thread.join()
-        self._report(*self._read_back())
+        heard = watchers.heard(self.lanes) if watchers is not None else None
+        self._report(*self._read_back(), heard)
 
     def _go_around(self, end: float) -> None:
         while True:
@@ -234,12 +321,18 @@ class Load:
             lost += not (same or (found > revision and failures > 0))
         return read, lost
 
-    def _report(self, read: int, lost: int) -> None:
+    def _report(self, read: int, lost: int, heard: dict[str, Any] | None) -> None:
         latencies = sorted(latency for lane in self.lanes for latency in lane.latencies)
+        operations = len(latencies)
+        if heard is not None:
+            operations = operations if self.spec["own_keys"] else heard["events"]
+            latencies = heard["delays"] if self.spec["rate"] else latencies
+            self.lanes[0].errors += heard["errors"]
+            self.lanes[0].first_errors += heard["first_errors"]
         emit(
             {
                 "event": "result",
-                "operations": len(latencies),
+                "operations": operations,
                 "seconds": self.spec["window_seconds"],
                 "p50_ms": rank(latencies, 0.5),
                 "p90_ms": rank(latencies, 0.9),
@@ -269,6 +362,44 @@ class Load:
         for each in under_way:
             _await(each)
         emit({"event": "result", "operations": keys, "seconds": clock() - started})
+
+
+class Watchers:
+    """The other process, which listens (ops/bench/listeners.py)."""
+
+    def __init__(self, spec: dict[str, Any], written: Written) -> None:
+        command = [sys.executable, "-m", "ops.bench.listeners", json.dumps(spec), str(written.heard_fd)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=[written.heard_fd]
+        )
+        self._hear()
+
+    def _hear(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"the watchers ended with {self._process.wait()}")
+        heard: dict[str, Any] = json.loads(line)
+        return heard
+
+    def tell(self, what: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(what) + "\n")
+        self._process.stdin.flush()
+
+    def heard(self, lanes: list[Lane]) -> dict[str, Any]:
+        """Once the load is over and everybody has heard of all of it."""
+        kvs = lanes[0].client.get_prefix_response(b"key-", keys_only=True).kvs
+        self.tell(
+            {
+                "newest": lanes[0].written.newest,
+                "replies": [reply for lane in lanes for reply in lane.replies],
+                "own": {kv.key.decode(): kv.mod_revision for kv in kvs} if lanes[0].spec["own_keys"] else {},
+            }
+        )
+        heard = self._hear()
+        self._process.wait()
+        return heard
 
 
 def _await(waiting: tuple[Lane, Call]) -> None:

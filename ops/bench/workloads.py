@@ -20,15 +20,27 @@ class Workload:
     clients: int
     """Calls under way at any moment: a closed loop."""
     title: str
+    watchers: int = 0
+    """Who listen meanwhile: each with a connection of its own to all keys, or, with `own_keys`, each to one key."""
+    own_keys: bool = False
+    rate: float = 0.0
+    """Calls a second, whether those before are answered or not; 0: a closed loop, as many as possible."""
+
+    puts: int = 1
+    """In each transaction of the workload "puts"."""
+    lag: int = 0
+    """How many revisions the slowest watcher may be behind when a call is made; 0: any. So what is measured is what can
+    be delivered, not what can be written."""
 
     @property
     def id(self) -> str:
-        return f"{self.name}/{self.clients}"
+        many = f"{self.name}*{self.puts}" if self.puts > 1 else self.name
+        return f"{many}/{self.clients}" + (f"/{self.watchers}" if self.watchers else "")
 
     @property
     def by_latency(self) -> bool:
         """A lone client is judged by how long it waits, a crowd by how much gets done."""
-        return self.clients == 1
+        return self.clients == 1 or self.rate > 0
 
 
 IN_FLIGHT = 256
@@ -39,6 +51,11 @@ WORKLOADS = [
     Workload("get", IN_FLIGHT, "get, linearizable"),
     Workload("get-serializable", IN_FLIGHT, "get, serializable"),
     Workload("mixed", IN_FLIGHT, "90 % get (linearizable), 10 % put"),
+    Workload("put", IN_FLIGHT, "events to 100 watchers: puts", watchers=100),
+    Workload("puts", 16, "events to 100 watchers: txns of 100 puts", watchers=100, puts=100, lag=50),
+    Workload("put", IN_FLIGHT, "put, 1,000 watchers of a key each", watchers=1000, own_keys=True),
+    Workload("keep-alive", IN_FLIGHT, "lease keep-alive"),
+    Workload("put", 16, "from reply to event, 1,000 puts/s, 100 watchers", watchers=100, rate=1000.0),
     Workload("put", 1, "put, one client"),
     Workload("get", 1, "get linearizable, one client"),
 ]

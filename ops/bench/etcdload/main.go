@@ -23,10 +23,11 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 )
 
 type specification struct {
@@ -40,6 +41,11 @@ type specification struct {
 	Window      float64  `json:"window_seconds"`
 	Timeout     float64  `json:"timeout_seconds"`
 	Seed        int64    `json:"seed"`
+	Watchers    int      `json:"watchers"` // who listen meanwhile
+	OwnKeys     bool     `json:"own_keys"` // each to one key; else each to all of them
+	Rate        float64  `json:"rate"`     // calls a second; 0: as many as possible
+	Puts        int      `json:"puts"`     // in each transaction of the workload "puts"
+	Lag         int64    `json:"lag"`      // revisions that the slowest watcher may be behind when a call is made; 0: any
 }
 
 type result struct {
@@ -62,6 +68,7 @@ const (
 	sampleEvery = 64  // every 64th key is remembered with what was last written to it
 	readBackMax = 500
 	errorsKept  = 5
+	lagPause    = 200 * time.Microsecond
 )
 
 // written is the newest acknowledged value of a sampled key, newest by revision.
@@ -74,6 +81,12 @@ type load struct {
 	spec    specification
 	clients []*clientv3.Client // one per connection
 	padding []byte
+
+	begin, end time.Time // the window
+	leases     []int64
+
+	written atomic.Int64 // newest revision that was answered
+	slowest atomic.Int64 // what every watcher has heard of
 
 	mu      sync.Mutex
 	errors  int
@@ -89,6 +102,9 @@ type worker struct {
 	random    *rand.Rand
 	latencies []time.Duration
 	endpoints []int
+	last      int64 // revision of its last put
+	replies   []moment
+	stream    pb.Lease_LeaseKeepAliveClient
 }
 
 func main() {
@@ -106,13 +122,7 @@ func main() {
 		l.padding[i] = byte(random.Intn(256)) // no compressor gets anything for nothing
 	}
 	for i := range l.spec.Connections {
-		endpoint := l.spec.Endpoints[i%len(l.spec.Endpoints)]
-		c, err := clientv3.New(clientv3.Config{
-			Endpoints: []string{endpoint}, DialTimeout: 10 * time.Second, Logger: zap.NewNop(),
-		})
-		if err != nil {
-			log.Fatal(err)
-		}
+		c := l.connect(l.spec.Endpoints[i%len(l.spec.Endpoints)])
 		defer c.Close()
 		l.clients = append(l.clients, c)
 		if _, err := c.Get(context.Background(), "connected", clientv3.WithSerializable()); err != nil {
@@ -179,8 +189,15 @@ func (l *load) worker(n int) *worker {
 }
 
 func (l *load) run() {
-	begin := time.Now().Add(seconds(l.spec.Warmup))
-	end := begin.Add(seconds(l.spec.Window))
+	if l.spec.Workload == "keep-alive" {
+		l.grant()
+	}
+	watchers := l.watch()
+	l.begin = time.Now().Add(seconds(l.spec.Warmup))
+	l.end = l.begin.Add(seconds(l.spec.Window))
+	if l.spec.Lag > 0 {
+		go l.followSlowest(watchers)
+	}
 	var group sync.WaitGroup
 	workers := make([]*worker, l.spec.Clients)
 	for n := range workers {
@@ -188,25 +205,41 @@ func (l *load) run() {
 		group.Add(1)
 		go func() {
 			defer group.Done()
-			workers[n].loop(begin, end)
+			workers[n].loop()
 		}()
 	}
-	time.Sleep(time.Until(begin))
+	time.Sleep(time.Until(l.begin))
 	emit(map[string]string{"event": "begin"})
-	time.Sleep(time.Until(end))
+	time.Sleep(time.Until(l.end))
 	emit(map[string]string{"event": "end"})
 	group.Wait()
 
 	r := result{Event: "result", Seconds: l.spec.Window, PerEndpoint: make([]int, len(l.spec.Endpoints))}
 	var all []time.Duration
+	replies := map[int64]time.Time{}
 	for _, w := range workers {
 		all = append(all, w.latencies...)
+		for _, m := range w.replies {
+			replies[m.revision] = m.at
+		}
 		for i, n := range w.endpoints {
 			r.PerEndpoint[i] += n
 		}
 	}
-	slices.Sort(all)
 	r.Operations = len(all)
+	if l.spec.Watchers > 0 {
+		l.complete(watchers, l.written.Load())
+		if !l.spec.OwnKeys {
+			r.Operations = 0
+			for _, w := range watchers {
+				r.Operations += w.events
+			}
+		}
+		if l.spec.Rate > 0 {
+			all = delays(watchers, replies)
+		}
+	}
+	slices.Sort(all)
 	r.P50, r.P90, r.P99, r.Max = rank(all, 0.5), rank(all, 0.9), rank(all, 0.99), rank(all, 1)
 	r.ReadBack, r.Lost = l.readBack()
 	r.Errors, r.FirstErrors = l.errors, l.first
@@ -224,10 +257,17 @@ func rank(sorted []time.Duration, share float64) float64 {
 	return sorted[min(max(at, 0), len(sorted)-1)].Seconds() * 1e3
 }
 
-func (w *worker) loop(begin, end time.Time) {
+func (w *worker) loop() {
 	for {
+		if w.spec.Rate > 0 { // calls are dealt out to the workers in turn, and each begins when it is due
+			due := float64(w.number+w.calls*w.spec.Clients) / w.spec.Rate
+			time.Sleep(time.Until(w.begin.Add(seconds(due - w.spec.Warmup))))
+		}
+		for w.spec.Lag > 0 && w.written.Load()-w.slowest.Load() > w.spec.Lag && time.Now().Before(w.end) {
+			time.Sleep(lagPause)
+		}
 		started := time.Now()
-		if !started.Before(end) {
+		if !started.Before(w.end) {
 			return
 		}
 		// A worker keeps its connection, so every node has its share of the calls in flight; a lone worker goes
@@ -242,9 +282,12 @@ func (w *worker) loop(begin, end time.Time) {
 		if err != nil {
 			w.failed(err)
 			time.Sleep(10 * time.Millisecond)
-		} else if !now.Before(begin) && now.Before(end) {
+		} else if !now.Before(w.begin) && now.Before(w.end) {
 			w.latencies = append(w.latencies, now.Sub(started))
 			w.endpoints[connection%len(w.endpoints)]++
+			if w.spec.Rate > 0 {
+				w.replies = append(w.replies, moment{w.last, now})
+			}
 		}
 	}
 }
@@ -257,6 +300,10 @@ func (w *worker) call(c *clientv3.Client) error {
 	switch w.spec.Workload {
 	case "put":
 		return w.put(ctx, c, i, k)
+	case "keep-alive":
+		return w.keepAlive(c)
+	case "puts":
+		return w.puts(ctx, c)
 	case "txn":
 		return w.txn(ctx, c, i, k)
 	case "get":
@@ -278,8 +325,34 @@ func (w *worker) put(ctx context.Context, c *clientv3.Client, i int, k string) e
 	if err != nil {
 		return err
 	}
+	w.wrote(r.Header.Revision)
 	w.remember(i, r.Header.Revision, v)
 	return nil
+}
+
+// puts writes several keys in one transaction.
+func (w *worker) puts(ctx context.Context, c *clientv3.Client) error {
+	start := w.random.Intn(w.spec.Keys - w.spec.Puts)
+	var ops []clientv3.Op
+	for i := start; i < start+w.spec.Puts; i++ {
+		ops = append(ops, clientv3.OpPut(key(i), string(w.value(key(i)))))
+	}
+	r, err := c.Txn(ctx).Then(ops...).Commit()
+	if err != nil {
+		return err
+	}
+	w.wrote(r.Header.Revision)
+	return nil
+}
+
+func (w *worker) wrote(revision int64) {
+	w.last = revision
+	for {
+		newest := w.written.Load()
+		if newest >= revision || w.written.CompareAndSwap(newest, revision) {
+			return
+		}
+	}
 }
 
 // txn puts and reads a key if it exists, which it does.
