@@ -238,6 +238,10 @@ class Client:
         key, options["range_end"] = prefix_range(prefix)
         return self.watch(key, **options)
 
+    def request_progress(self) -> None:
+        """Have each watch told how far it is; see kvorum.watches."""
+        self._watcher.ask_progress()
+
     # ---- the end
 
     @property
@@ -320,6 +324,10 @@ class _Watcher:
     def cancel(self, watch: Watch) -> None:
         self._takers.pop(watch, None)
         self._core.cancel(watch, self._runner.loop().time())
+        self._runner.soon()
+
+    def ask_progress(self) -> None:
+        self._core.ask_progress(self._runner.loop().time())
         self._runner.soon()
 
     def caught_up(self, watch: Watch) -> None:

@@ -115,6 +115,10 @@ class Watcher:
         """Its reader has read everything."""
         self._order(lambda now: self._core.caught_up(watch, now))
 
+    def ask_progress(self) -> None:
+        """Have each watch told how far it is."""
+        self._order(self._core.ask_progress)
+
     def close(self) -> None:
         """End every watch. Waits for the thread, unless called by it."""
         with self._starting:

@@ -133,6 +133,14 @@ class Watches:
         if watch is not None:
             self._carrier().cancel(watch)
 
+    def request_progress(self) -> None:
+        """Have each watch told, in a response without events, up to which revision it has been given everything.
+
+        It comes when that is so: soon, or after the events that the watch lacks. Those who read events one by one don't
+        see it.
+        """
+        self._carrier().ask_progress()
+
     def _read(self, watch: Watch) -> Events:
         events = Events(self._carrier(), watch)
         self._carrier().add(watch, events.take, self.timeout)

@@ -80,7 +80,7 @@ class Watch:
       ValueError: start_revision is negative, a filter is unknown, or nothing can be in the range.
     """
 
-    __slots__ = ("_fragments", "asked", "given_bytes", "next", "read_bytes", "state", "stream", "topic")
+    __slots__ = ("_fragments", "asked", "curious", "given_bytes", "next", "read_bytes", "state", "stream", "topic")
 
     def __init__(
         self,
@@ -112,6 +112,7 @@ class Watch:
         self.state = State.WAITING
         self.stream = 0
         self.topic = b""
+        self.curious = False  # its reader has asked how far it is
         self.given_bytes = 0
         self.read_bytes = 0
         """Of what was given; its reader counts."""
@@ -195,6 +196,7 @@ class WatchCore:
         self.tuning: list[tuple[bytes, bool]] = []
         """Topics to subscribe to (True) or to leave, at the current session's `broadcast`."""
         self._next_stream = 0
+        self._header = pb.ResponseHeader()  # of the node that the watches are at
         self._outbox: deque[bytes] = deque()
         self._idle_since = 0.0
 
@@ -231,6 +233,15 @@ class WatchCore:
             if self.current is not None and self.current.phase is Phase.READY:
                 self._open(watch)
             self.wake_at = min(self.wake_at, now)
+
+    def ask_progress(self, now: float) -> None:
+        """Have each watch told how far it is, once, by a response without events: when its node says so, or with the
+        next publication. A node doesn't say so of a watch that lacks something; then whatever says it next is told."""
+        for watch in self._watches:
+            watch.curious = True
+            if watch.state is State.LIVE:
+                self._ask_of(watch.stream)
+        self.wake_at = min(self.wake_at, now)
 
     # ---- time
 
@@ -269,10 +280,13 @@ class WatchCore:
         if not session.ping:
             session.ping = self._new_stream()
             self._put(Kind.STREAM_OPEN, session.ping, b"")
-        request = pb.WatchRequest(progress_request=pb.WatchProgressRequest())
-        self._put(Kind.STREAM_MESSAGE, session.ping, request.SerializeToString())
+        self._ask_of(session.ping)
         session.ask_at = NEVER
         session.give_up_at = now + ANSWER_SECONDS
+
+    def _ask_of(self, stream: int) -> None:
+        request = pb.WatchRequest(progress_request=pb.WatchProgressRequest())
+        self._put(Kind.STREAM_MESSAGE, stream, request.SerializeToString())
 
     # ---- the connection's side
 
@@ -367,6 +381,12 @@ class WatchCore:
             if len(fresh):
                 self._give(watch, fresh, size)
         watch.next = last + 1
+        if watch.curious:
+            watch.curious = False
+            header = pb.ResponseHeader()
+            header.CopyFrom(self._header)
+            header.revision = last
+            self._give(watch, WatchResponse(header, ()))
         if watch.given_bytes - watch.read_bytes > BACKLOG_BYTES_MAX:
             self._untune(watch)
             watch.state = State.PAUSED
@@ -414,6 +434,9 @@ class WatchCore:
                 return
             watch.state = State.LIVE
             watch.next = watch.next or response.header.revision + 1
+            self._header = response.header
+            if watch.curious:
+                self._ask_of(stream)
             if len(response.topic) == TOPIC_BYTES and response.broadcast and response.topic != watch.topic:
                 self._untune(watch)
                 session.broadcast = session.broadcast or of_same_host(response.broadcast, session.endpoint)
@@ -421,7 +444,8 @@ class WatchCore:
             self._give(watch, None)
         else:
             seen = watch.take(response)
-            if seen is not None and (len(seen) or watch.asked.progress_notify):
+            if seen is not None and (len(seen) or watch.asked.progress_notify or watch.curious):
+                watch.curious &= bool(len(seen))
                 self._give(watch, seen, len(payload))
             if watch.given_bytes - watch.read_bytes > BACKLOG_BYTES_MAX:
                 self._close(watch)

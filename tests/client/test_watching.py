@@ -5,6 +5,7 @@ The guarantees are etcd's: ordered, unique, reliable, atomic, resumable, bookmar
 
 from __future__ import annotations
 
+import struct
 from random import Random
 
 import pytest
@@ -191,6 +192,56 @@ def test_progress_is_given_only_to_those_who_want_it() -> None:
     (given,) = desk.given()
     assert isinstance(given, WatchResponse)
     assert (given.events, given.revision) == ((), 20)
+
+
+def test_whoever_asks_is_told_how_far_his_watch_is_once() -> None:
+    """etcd's RequestProgress: an answer without events, to those who didn't want any otherwise, too."""
+    desk = Desk()
+    stream = desk.live(Watch(b"k"))
+    desk.core.ask_progress(desk.now)
+    (asked,) = desk.sent()
+    assert asked.id == stream
+    assert pb.WatchRequest.FromString(asked.payload).HasField("progress_request")
+    desk.say(stream, events(11))
+    desk.say(stream, pb.WatchResponse(header=header(20), watch_id=-1))
+    desk.say(stream, pb.WatchResponse(header=header(21)))
+    first, second = desk.given()
+    assert isinstance(first, WatchResponse)
+    assert isinstance(second, WatchResponse)
+    assert revisions(first) == [11]
+    assert (second.events, second.revision) == ((), 20)
+
+
+def test_a_question_for_progress_outlives_the_connection() -> None:
+    desk = Desk()
+    desk.live(Watch(b"k"))
+    desk.core.ask_progress(desk.now)
+    desk.lose()
+    desk.connect()
+    stream, _ = desk.created()
+    desk.say_created(stream, 15)
+    assert [pb.WatchRequest.FromString(record.payload).WhichOneof("request_union") for record in desk.sent()] == [
+        "progress_request"
+    ]
+    desk.say(stream, pb.WatchResponse(header=header(20), watch_id=-1))
+    assert [given.revision for given in desk.given() if isinstance(given, WatchResponse)] == [20]
+
+
+def test_a_watch_by_broadcast_is_told_with_the_next_publication() -> None:
+    desk = Desk()
+    desk.add(Watch(b"k"))
+    session = desk.connect()
+    stream, _ = desk.created()
+    topic = bytes(16)
+    desk.say(stream, pb.WatchResponse(header=header(10), created=True, topic=topic, broadcast="tcp://n1:3"))
+    desk.core.published(session, struct.pack("<16sQQ", topic, 5, 10), desk.now)
+    desk.core.ask_progress(desk.now)
+    assert desk.given() == [None]
+    for last in (12, 14):
+        desk.core.published(session, struct.pack("<16sQQ", topic, 11, last), desk.now)
+    (told,) = desk.given()
+    assert isinstance(told, WatchResponse)
+    assert (told.events, told.revision, told.header.cluster_id) == ((), 12, CLUSTER)
 
 
 # ---- resuming
