@@ -95,20 +95,31 @@ class Election:
 
     def leader(self) -> Leader | None:
         """Who leads now; None if nobody does."""
-        return self._first()[0]
+        found = self.leader_response().kvs
+        return _leader(found[0]) if found else None
+
+    def leader_response(self) -> pb.RangeResponse:
+        """Like leader(), as the range that was read: of one key or none."""
+        return self._client.get_prefix_response(self._prefix, limit=1, sort_order="ascend", sort_target="create")
 
     def observe(self) -> Iterator[Leader]:
         """Whoever leads, now and from now on, and whatever the leader says anew. Never ends by itself.
 
         Each that led for a while is told of, in order; not one that came and went while nobody was looking.
         """
+        for response in self.observe_response():
+            yield _leader(response.kvs[0])
+
+    def observe_response(self) -> Iterator[pb.RangeResponse]:
+        """Like observe(), with the header that each was learned with; one key each."""
         while True:
-            leader, revision = self._first()
-            if leader is None:
-                revision = self._await_candidate(revision)
+            found = self.leader_response()
+            if not found.kvs:
+                self._await_candidate(found.header.revision)
                 continue
-            yield leader
-            responses, cancel = self._client.watch_response(leader.key, start_revision=revision + 1)
+            leader = found.kvs[0]
+            yield pb.RangeResponse(header=found.header, kvs=[leader])
+            responses, cancel = self._client.watch_response(leader.key, start_revision=found.header.revision + 1)
             try:
                 for response in responses:
                     gone = False
@@ -116,26 +127,15 @@ class Election:
                         gone = isinstance(event, DeleteEvent)
                         if gone:
                             break
-                        yield Leader(leader.key, event.value, leader.token)
+                        yield pb.RangeResponse(header=response.header, kvs=[event.kv])
                     if gone:
                         break
             finally:
                 cancel()
 
-    def _first(self) -> tuple[Leader | None, int]:
-        found = self._client.get_prefix_response(self._prefix, limit=1, sort_order="ascend", sort_target="create")
-        revision = found.header.revision
-        if not found.kvs:
-            return None, revision
-        first = found.kvs[0]
-        return Leader(first.key, first.value, first.create_revision), revision
-
-    def _await_candidate(self, revision: int) -> int:
+    def _await_candidate(self, revision: int) -> None:
         key, end = prefix_range(self._prefix)
-        response = self._client.watch_once_response(
-            key, None, range_end=end, start_revision=revision + 1, filters=["nodelete"]
-        )
-        return response.revision
+        self._client.watch_once_response(key, None, range_end=end, start_revision=revision + 1, filters=["nodelete"])
 
     def _standing(self) -> Place:
         if self._place is None:
@@ -156,3 +156,7 @@ class Election:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _leader(kv: pb.KeyValue) -> Leader:
+    return Leader(kv.key, kv.value, kv.create_revision)

@@ -96,5 +96,5 @@ def wait_deleted(client: Client, key: bytes, revision: int, timeout: float | Non
 
 
 def place_of(name: Key) -> bytes:
-    """The prefix of a line."""
-    return to_bytes(name).rstrip(b"/") + b"/"
+    """The prefix of a line: where etcd's own clients would stand in it, too."""
+    return to_bytes(name) + b"/"
