@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import re
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -14,8 +13,10 @@ from types import FrameType
 import click
 
 from kvorum import errors
+from kvorum.ctl import child
 from kvorum.ctl.common import Bytes, Command, Group, Settings, with_settings
 from kvorum.ctl.failure import Exit, Failure
+from kvorum.ctl.output import Printer
 from kvorum.recipes import Election, Lock, LockLost, NotLeading
 from kvorum.sync import Client
 
@@ -23,15 +24,21 @@ LOCK_TTL_SECONDS = 10
 ELECT_TTL_SECONDS = 60
 
 
+_DIGITS = {10: re.compile(r"[+-]?[0-9]+"), 16: re.compile(r"[+-]?[0-9a-fA-F]+")}
+
+
 def _number(word: str, base: int) -> int:
-    """
+    """A number of 64 bits with its sign.
+
     Raises:
       ValueError: in Go's words, which etcdctl passes on.
     """
-    try:
-        return int(word, base)
-    except ValueError:
-        raise ValueError(f'strconv.ParseInt: parsing "{word}": invalid syntax') from None
+    if not _DIGITS[base].fullmatch(word):
+        raise ValueError(f'strconv.ParseInt: parsing "{word}": invalid syntax')
+    number = int(word, base)
+    if not -(1 << 63) <= number < 1 << 63:
+        raise ValueError(f'strconv.ParseInt: parsing "{word}": value out of range')
+    return number
 
 
 def _lease_id(words: tuple[str, ...], usage: str) -> int:
@@ -43,10 +50,9 @@ def _lease_id(words: tuple[str, ...], usage: str) -> int:
     if len(words) != 1:
         raise Failure(Exit.BAD_ARGS, usage)
     try:
-        id = _number(words[0], 16)
+        return _number(words[0], 16)
     except ValueError as error:
         raise Failure(Exit.BAD_ARGS, f"bad lease ID arg ({error}), expecting ID in Hex") from None
-    return id - (1 << 64) if 1 << 63 <= id < 1 << 64 else id
 
 
 @click.group("lease", cls=Group, short_help="Lease related commands")
@@ -122,7 +128,8 @@ def keep_alive(settings: Settings, words: tuple[str, ...], once: bool) -> None:
             if answer.TTL <= 0:
                 if once:
                     raise Failure(Exit.BAD_CONNECTION, errors.LeaseNotFound.text)
-                print(f"lease {id & (1 << 64) - 1:016x} expired or revoked.", flush=True)
+                if printer.format == "simple":
+                    print(f"lease {id:016x} expired or revoked.", flush=True)
                 return
             printer.lease_keep_alive(answer)
             if once:
@@ -155,82 +162,79 @@ def _until_interrupted() -> Iterator[None]:
 
 
 class _WithCommand(Command):
-    """What stands behind the name is the command to run, whatever it looks like."""
+    """What stands behind the name is the command to run. Before a -- our own flags are ours wherever they stand, as
+    with etcdctl; others, which etcdctl refuses, are the command's."""
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)
-        self.allow_interspersed_args = False
+    ignore_unknown_options = True
 
 
 @click.command("lock", cls=_WithCommand, short_help="Acquires a named lock")
 @click.option("--ttl", default=LOCK_TTL_SECONDS, show_default=True, help="Seconds after which a dead holder's is free.")
-@click.argument("name", type=Bytes(), metavar="LOCKNAME")
-@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[COMMAND ARG...]")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="LOCKNAME [COMMAND ARG...]")
 @with_settings
-def lock(settings: Settings, ttl: int, name: bytes, command: tuple[str, ...]) -> None:
+def lock(settings: Settings, ttl: int, words: tuple[str, ...]) -> None:
     """Acquires a lock and prints its key; holds it until it is interrupted, or while COMMAND runs, which finds the key
     and the fencing token in ETCD_LOCK_KEY and ETCD_LOCK_REV, as etcdctl has it.
     """
+    if not words:
+        raise Failure(Exit.BAD_ARGS, "lock takes a lock name argument and an optional command to execute")
+    name, *command = words
+    printer = settings.printer()
     with settings.connected() as client, _until_interrupted():
-        held = Lock(client, name, ttl)
+        held = Lock(client, name.encode("utf-8", "surrogateescape"), ttl)
         try:
             with held:
                 if command:
                     _run(held, command)
-                print(held.key.decode("utf-8", "surrogateescape"), flush=True)
+                printer.get(client.get_response(held.key))
                 while held.is_acquired():
                     threading.Event().wait(0.2)
-            raise Failure(Exit.ERROR, "lock lost: its lease has ended")
+            raise Failure(Exit.ERROR, "session expired")
         except LockLost as lost:
             raise Failure(Exit.ERROR, str(lost)) from None
 
 
-def _run(held: Lock, command: tuple[str, ...]) -> None:
-    """Ends the program with the command's exit code."""
+def _run(held: Lock, command: list[str]) -> None:
+    """Ends the program, with the command's exit code."""
     told = {"ETCD_LOCK_KEY": held.key.decode("utf-8", "surrogateescape"), "ETCD_LOCK_REV": str(held.token)}
-    try:
-        code = subprocess.run(command, env={**os.environ, **told}, check=False).returncode
-    except OSError as error:
-        raise Failure(Exit.ERROR, f"command {command[0]!r} error ({error.strerror})") from None
-    raise click.exceptions.Exit(code if code >= 0 else 128 - code)
+    code, trouble = child.run(command, told)
+    if trouble:
+        print(f"Error: {trouble}", file=sys.stderr)
+    raise click.exceptions.Exit(code)
 
 
 @click.command("elect", cls=Command, short_help="Observes and participates in leader election")
 @click.option("--listen", "-l", is_flag=True, help="Only print who leads, now and from now on.")
-@click.argument("name", type=Bytes(), metavar="ELECTION-NAME")
-@click.argument("proposal", type=Bytes(), required=False)
+@click.argument("words", nargs=-1, type=Bytes(), metavar="ELECTION-NAME [PROPOSAL]")
 @with_settings
-def elect(settings: Settings, listen: bool, name: bytes, proposal: bytes | None) -> None:
+def elect(settings: Settings, listen: bool, words: tuple[bytes, ...]) -> None:
     """Stands in an election with PROPOSAL, prints the own key and proposal when it is won, and leads until it is
     interrupted.
     """
-    if listen and proposal is not None:
-        raise Failure(Exit.BAD_ARGS, "no proposal expected with --listen")
-    if not listen and proposal is None:
-        raise Failure(Exit.BAD_ARGS, "elect takes one election name argument and an optional proposal argument.")
+    if not 1 <= len(words) <= 2:
+        text = "elect takes one election name argument and an optional proposal argument"
+        raise Failure(Exit.BAD_ARGS, text)
+    name, *proposal = words
+    if listen and proposal:
+        raise Failure(Exit.BAD_ARGS, "proposal given but -l is set")
+    if not listen and not proposal:
+        raise Failure(Exit.BAD_ARGS, "no proposal argument but -l not set")
+    printer = settings.printer()
     with settings.connected() as client, _until_interrupted():
         if listen:
-            for leader in Election(client, name).observe():
-                _show(leader.key, leader.value)
+            for leader in Election(client, name).observe_response():
+                printer.get(leader)
         else:
-            assert proposal is not None
-            _lead(client, name, proposal)
+            _lead(client, printer, name, proposal[0])
 
 
-def _lead(client: Client, name: bytes, proposal: bytes) -> None:
+def _lead(client: Client, printer: Printer, name: bytes, proposal: bytes) -> None:
     try:
         with Election(client, name, ELECT_TTL_SECONDS) as election:
             election.campaign(proposal)
-            leader = election.leader()
-            if leader is not None:
-                _show(leader.key, leader.value)
+            printer.get(election.leader_response())
             while election.leads:
                 threading.Event().wait(0.2)
         raise Failure(Exit.ERROR, "elect: session expired")
     except NotLeading as lost:
         raise Failure(Exit.ERROR, str(lost)) from None
-
-
-def _show(key: bytes, value: bytes) -> None:
-    sys.stdout.buffer.write(key + b"\n" + value + b"\n")
-    sys.stdout.flush()

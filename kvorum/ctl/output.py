@@ -148,7 +148,9 @@ class Printer:
     # ---- watch
 
     def watch(self, response: WatchResponse) -> None:
-        """Events; or, of a response without any, how far things are (simple says it as etcdctl does)."""
+        """Events; or, of a response without any, how far things are, which etcdctl says in every format."""
+        if not response.events:
+            self._line(f"progress notify: {response.header.revision}")
         if self.format == "json":
             shown = {
                 "Header": text.as_json(response.header),
@@ -164,8 +166,6 @@ class Printer:
         else:
             if self.format == "fields":
                 self._header(response.header)
-            elif not response.events:
-                self._line(f"progress notify: {response.header.revision}")
             for event in response.events:
                 kind = "PUT" if isinstance(event, PutEvent) else "DELETE"
                 if self.format == "fields":
@@ -176,8 +176,6 @@ class Printer:
                     self._kv(event.prev_kv, "Prev")
                 self._kv(event.kv)
         self._out.flush()
-
-    # ---- the cluster
 
     # ---- leases
 
@@ -351,7 +349,7 @@ class Printer:
 
 
 def _lease(id: int) -> str:
-    return f"{id & (1 << 64) - 1:016x}"
+    return f"{id:016x}"
 
 
 def _bool(value: bool) -> str:

@@ -245,6 +245,151 @@ def test_watch_prints_what_etcdctl_prints(cluster: Cluster, etcd: str, flags: st
     assert ours == theirs
 
 
+class Typed(NamedTuple):
+    """What to type, and how many lines are printed because of it."""
+
+    line: str
+    lines: int = 0
+
+
+INTERACTIVE = [
+    Typed("watch i/a --rev=1", 6),
+    Typed("progress", 1),
+    Typed("exit"),
+    Typed(""),
+    Typed("  "),
+    Typed("watch"),
+    Typed("watch i/a i/z --prefix"),
+    Typed("watch i/b i/a"),
+    Typed("WATCH i/a"),
+    Typed("watch --rev 1 --prefix --prev-kv i/a", 8),
+    Typed('watch --rev=1 "i/with space" i/x -- echo it was', 4),
+    Typed("watch -i --rev 1 i/a -- true", 6),
+]
+
+
+def typed(command: list[str | Path], steps: list[Typed], **more: str) -> Printed:
+    """A process that is typed to, line by line, and then left: what it prints, and says in whatever order."""
+    pipe, environment = subprocess.PIPE, {**os.environ, **more}
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=ROOT, env=environment) as process:
+        guard = threading.Timer(60, process.kill)
+        guard.start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        out = b""
+        for line, lines in steps:
+            process.stdin.write(line.encode() + b"\n")
+            process.stdin.flush()
+            out += b"".join(process.stdout.readline() for _ in range(lines))
+        rest, err = process.communicate()
+        guard.cancel()
+    said = "\n".join(sorted(blot(err).splitlines()))  # each watch of etcdctl speaks for itself, whenever it comes to it
+    return Printed(process.returncode, re.sub(r"notify: \d+", "notify: R", blot(out + rest)), said)
+
+
+@pytest.mark.parametrize("flags", ["", "--hex", "-w fields", "-w json"])
+def test_watches_that_are_typed_print_what_etcdctl_prints(cluster: Cluster, etcd: str, flags: str) -> None:
+    """watch -i: the grammar, the errors that are passed over, and the end."""
+    steps = INTERACTIVE if not flags or flags == "--hex" else [Typed(INTERACTIVE[0].line, 1), Typed("progress", 2)]
+    if flags == "-w fields":
+        steps = [Typed(INTERACTIVE[0].line, 18), Typed("progress", 5)]
+    printed = []
+    for run, endpoint, program in (
+        (kvorumctl, cluster.endpoint(0), [sys.executable, "-m", "kvorum.ctl.main"]),
+        (etcdctl, etcd, [BINARIES / "etcdctl"]),
+    ):
+        assert run(endpoint, "del", "i/", "--prefix").code == 0
+        start = f"--rev={1 + revision_of(run, endpoint)}"
+        for change in ("put i/a 1", "put i/a 2", "del i/nothing", 'put "i/with space" x'):
+            assert run(endpoint, *shlex.split(change)).code == 0
+        since = [Typed(re.sub("--rev[= ]1", start, line), lines) for line, lines in steps]
+        done = typed([*program, f"--endpoints={endpoint}", "watch", "-i", *flags.split()], since)
+        printed.append(done._replace(out=re.sub(r'(evision"? ?: ?)\d+', r"\1R", done.out)))
+    assert printed[0] == printed[1]
+
+
+def revision_of(run: Callable[..., Printed], endpoint: str) -> int:
+    found = re.search(r'"revision":(\d+)', run(endpoint, "get", "revision", "-w", "json").out)
+    assert found is not None
+    return int(found[1])
+
+
+@pytest.mark.parametrize(
+    ("words", "stdin"),
+    [
+        ("watch -i", b""),
+        ("watch -i", b"watch a -- \n"),
+        ("watch -i", b"watch --rev 1\n"),
+        ("watch -i", b"watch not-ended"),
+        ("watch b a", b""),
+        ("watch a --", b""),
+        ("watch -- echo", b""),
+        ("watch a b --prefix", b""),
+        ("watch gone --rev 1", b""),
+        ("watch i/a --rev 1 -- false", b""),
+    ],
+)
+def test_watches_that_end_by_themselves_end_as_etcdctls_do(
+    cluster: Cluster, etcd: str, words: str, stdin: bytes
+) -> None:
+    ends = []
+    for run, endpoint in (
+        (kvorumctl_process, cluster.endpoint(0)),
+        (etcdctl, etcd),
+    ):
+        start = 1 + revision_of(run, endpoint)
+        if "gone" in words:
+            run(endpoint, "compaction", str(start - 1))
+        for change in ("put i/a 1", "put i/a 2"):
+            assert run(endpoint, *change.split()).code == 0
+        these = words if "gone" in words else words.replace("--rev 1", f"--rev {start}")
+        ends.append(run(endpoint, *these.split(), stdin=stdin))
+    assert ends[0] == ends[1]
+
+
+def kvorumctl_process(endpoint: str, *words: str, stdin: bytes = b"") -> Printed:
+    command = [sys.executable, "-m", "kvorum.ctl.main", f"--endpoints={endpoint}", *words]
+    done = subprocess.run(command, input=stdin, capture_output=True, check=False, cwd=ROOT, timeout=60)
+    return Printed(done.returncode, blot(done.stdout), blot(done.stderr))
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"KEY": "i/a"}, "--rev {rev}"),
+        ({"KEY": "i/a", "RANGE_END": "i/b"}, "--rev {rev}"),
+        ({"KEY": "i/a"}, "--rev {rev} -- false"),
+        ({"KEY": "i/a"}, "other"),
+        ({"RANGE_END": "i/b"}, "i/a"),
+    ],
+)
+def test_the_environment_names_the_key_as_for_etcdctl(
+    cluster: Cluster, etcd: str, environment: dict[str, str], words: str
+) -> None:
+    printed = []
+    for run, endpoint, program, prefix in (
+        (kvorumctl, cluster.endpoint(0), [sys.executable, "-m", "kvorum.ctl.main"], "KVORUMCTL_WATCH_"),
+        (etcdctl, etcd, [BINARIES / "etcdctl"], "ETCDCTL_WATCH_"),
+    ):
+        start = 1 + revision_of(run, endpoint)
+        assert run(endpoint, "put", "i/a", "1").code == 0
+        named = {prefix + name: value for name, value in environment.items()}
+        command: list[str | Path] = [*program, f"--endpoints={endpoint}", "watch", *words.format(rev=start).split()]
+        if "false" in words or "rev" not in words:
+            done = typed(command, [], **named)
+            printed.append(done._replace(err=done.err.replace(prefix, "")))
+            continue
+        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, env={**os.environ, **named}) as process:
+            guard = threading.Timer(60, process.kill)
+            guard.start()
+            assert process.stdout is not None
+            lines = b"".join(process.stdout.readline() for _ in range(3))
+            guard.cancel()
+            process.kill()
+        printed.append(Printed(0, lines.decode(), ""))
+    assert printed[0] == printed[1]
+
+
 LEASES = [
     "lease timetolive {id}",
     "put leased/a 1 --lease={id}",
@@ -272,6 +417,20 @@ LEASES = [
     "lease timetolive xyz",
     "lease keep-alive xyz",
     "lease grant abc",
+    "lease grant 1e3",
+    "lease grant 99999999999999999999",
+    "lease grant 10 20",
+    "lease revoke 0x10",
+    "lease revoke ffffffffffffffff",
+    "lease revoke 1 2",
+    "lease revoke 0",
+    "lease revoke -- -5",
+    "lease timetolive -- -5",
+    "lease timetolive 1f -w table",
+    "lease keep-alive 1f",
+    "lease keep-alive 1f -w json",
+    "lease keep-alive 1f 2f",
+    "lease list -w table",
     "lease grant",
     "lease revoke",
     "lease timetolive",
@@ -302,6 +461,72 @@ def test_lease_commands_print_the_same_and_end_alike(cluster: Cluster, etcd: str
     theirs, ours = session(etcdctl, etcd), session(kvorumctl, cluster.endpoint(0))
     differences = [(one, other) for one, other in zip(theirs, ours, strict=True) if one != other]
     assert differences == [], "\n".join(map(str, differences))
+
+
+LOCKS = [
+    "lock",
+    "lock m true",
+    "lock m -- sh -c 'echo $ETCD_LOCK_KEY; exit 7'",
+    "lock m sh -- -c 'kill -9 $$'",
+    "lock m/ -- sh -c 'echo $ETCD_LOCK_KEY'",
+    'lock "" true',
+    "lock m no-such-command",
+    "lock m ./no-such-command",
+    "lock m --ttl 0 true",
+    "lock m --ttl 9999999999 true",
+    "elect",
+    "elect m",
+    "elect m a b",
+    "elect -l m a",
+]
+
+
+def test_locks_and_elections_print_the_same_and_end_alike(cluster: Cluster, etcd: str) -> None:
+    differences = []
+    for command in LOCKS:
+        words = shlex.split(command)
+        theirs, ours = (
+            printed._replace(out=re.sub(r"/[0-9a-f]+\n", "/LEASE\n", printed.out))
+            for printed in (etcdctl(etcd, *words), kvorumctl_process(cluster.endpoint(0), *words))
+        )
+        if ours != theirs:
+            differences.append((command, theirs, ours))
+    assert differences == [], "\n".join(map(str, differences))
+
+
+HELD = [
+    ("lock h", 2),
+    ("lock h --hex", 2),
+    ("lock h -w json", 1),
+    ("lock h -w fields", 12),
+    ("elect h ada", 2),
+    ("elect h ada -w json", 1),
+    ("elect h ada -w fields", 12),
+]
+
+
+@pytest.mark.parametrize(("command", "lines"), HELD)
+def test_what_is_held_is_shown_as_etcdctl_shows_it(cluster: Cluster, etcd: str, command: str, lines: int) -> None:
+    shown = []
+    for endpoint, program in (
+        (cluster.endpoint(0), [sys.executable, "-m", "kvorum.ctl.main"]),
+        (etcd, [BINARIES / "etcdctl"]),
+    ):
+        words: list[str | Path] = [*program, f"--endpoints={endpoint}", *command.split()]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, cwd=ROOT) as process:
+            guard = threading.Timer(60, process.kill)
+            guard.start()
+            assert process.stdout is not None
+            out = blot(b"".join(process.stdout.readline() for _ in range(lines)))
+            process.send_signal(signal.SIGINT)
+            assert process.wait() == 0
+            guard.cancel()
+        out = re.sub(r'(evision"? ?: ?|"[Ll]ease" ?: ?|"Version" : )\d+', r"\1N", out)
+        out = re.sub(r'("key":")[\w+/=]+', r"\1KEY", out)
+        out = re.sub(r"h/[0-9a-f]+|(\\x[0-9a-f]{2})+", "KEY", out)
+        # Ours proclaims again what it stands for: a version more.
+        shown.append(re.sub(r'"version":\d+', '"version":N', out))
+    assert shown[0] == shown[1]
 
 
 def spawned(cluster: Cluster, *words: str) -> subprocess.Popen[bytes]:
