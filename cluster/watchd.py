@@ -69,7 +69,7 @@ from cluster.ring import Ring
 from kvorum import errors, wire
 from kvorum import etcd_pb2 as pb
 from kvorum.wire import Kind, Method
-from storage.codec import varint
+from storage.codec import int_field
 from storage.failpoint import hit
 from storage.keyspace import Change
 
@@ -125,8 +125,6 @@ class Watcher:
         self.stream, self.id, self.next = stream, id, next
         end = request.range_end
         bound: bytes | None = None if not end else b"" if end == b"\0" else end
-        if not request.key and bound is None:
-            bound = b""
         unwanted = frozenset(request.filters)  # EventType has the numbers of FilterType
         self.spec = Spec(request.key or b"\0", bound, unwanted, request.prev_kv)
         self.prev_kv, self.fragment, self.progress = request.prev_kv, request.fragment, request.progress_notify
@@ -423,7 +421,7 @@ class Watchd:
         ]
 
     def _response(self, watcher: Watcher, events: list[bytes], extra: bytes = b"") -> bytes:
-        id = b"\x10" + varint(watcher.id) if watcher.id else b""
+        id = int_field(b"\x10", watcher.id)  # a client may have chosen a negative one
         return b"".join([self.node.header(self._head, self._term), id, extra, *events])
 
     def _send(self, stream: Stream, payloads: list[bytes]) -> bool:

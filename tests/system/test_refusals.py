@@ -1,7 +1,8 @@
 """What a real node refuses, with which code and which words: every KV row of RELIABILITY 3, over the native protocol.
 
-A refusal with a definite code has no effect, so each is followed by a look at the revision. Rows about leases, members
-and auth come with those; the transport's own limit is that of a frame (test_bad_input.py).
+A refusal with a definite code has no effect, so each is followed by a look at the revision. Watches and leases are in
+test_refused_watches.py; rows about members and auth come with those; the transport's own limit is that of a frame
+(test_bad_input.py).
 """
 
 from __future__ import annotations
