@@ -19,16 +19,17 @@ may watch everything that gives nothing away; with users (DESIGN 12) it must not
 and in libzmq 4.3.5 no longer says whether the listener that leaves was the last.) A group lives while somebody is
 subscribed, and GRACE_TICKS longer, for those on their way.
 
-What it costs: matching an event takes one look-up for groups of a single key, one for each length of prefix there is,
-and one comparison for each other range; never one for each watcher. Pure, but for the topics it is given.
+What it costs: an event is matched against ranges by an index (cluster/ranges.py), never against each group, let alone
+each watcher. Pure, but for the topics it is given.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from cluster.ranges import Ranges
 from storage.codec import varint
 
 HEAD = struct.Struct("<16sQQ")
@@ -94,9 +95,7 @@ class Groups:
         self._new_topic = new_topic
         self._by_spec: dict[Spec, Group] = {}
         self._by_topic: dict[bytes, Group] = {}
-        self._single: dict[bytes, list[Group]] = {}
-        self._prefix: dict[int, dict[bytes, list[Group]]] = {}  # by the prefix's length
-        self._other: list[Group] = []
+        self._ranges: Ranges[Group] = Ranges()
 
     def __len__(self) -> int:
         return len(self._by_spec)
@@ -111,16 +110,9 @@ class Groups:
         if group is None:
             group = Group(spec, self._new_topic(), head, now)
             self._by_spec[spec] = self._by_topic[group.topic] = group
-            self._place_of(spec).append(group)
+            self._ranges.add(spec.key, spec.end, group)
         group.wanted = now
         return group
-
-    def _place_of(self, spec: Spec) -> list[Group]:
-        if spec.end is None:
-            return self._single.setdefault(spec.key, [])
-        if spec.end and spec.end == _prefix_end(spec.key):
-            return self._prefix.setdefault(len(spec.key), {}).setdefault(spec.key, [])
-        return self._other
 
     def restart(self, head: int) -> None:
         """What happened up to `head` was not heard here: it is a gap for all who listen."""
@@ -145,23 +137,15 @@ class Groups:
         """The publications for all changes up to revision `last`. `header` is that of a WatchResponse."""
         found: dict[Group, list[Seen]] = {}
         for change in seen:
-            for group in self._matching(change.key):
-                if change.kind not in group.spec.unwanted:
-                    found.setdefault(group, []).append(change)
+            for place in self._ranges.at(change.key):
+                for group in place.wanted_by:
+                    if change.kind not in group.spec.unwanted:
+                        found.setdefault(group, []).append(change)
         for group, events in found.items():
             if group.listening:
                 prev_kv = group.spec.prev_kv
                 yield group.publication(last, b"".join([header, *(event_field(one, prev_kv) for one in events)]), now)
             group.newest = events[-1].revision
-
-    def _matching(self, key: bytes) -> Iterable[Group]:
-        yield from self._single.get(key, ())
-        for length, by_prefix in self._prefix.items():
-            if length <= len(key):
-                yield from by_prefix.get(key[:length], ())
-        for group in self._other:
-            if group.spec.in_range(key):
-                yield group
 
     def tick(self, head: int, now: int) -> list[bytes]:
         """The bare publications that are due; and groups that nobody wants are forgotten."""
@@ -179,23 +163,7 @@ class Groups:
     def _forget(self, group: Group) -> None:
         spec = group.spec
         del self._by_spec[spec], self._by_topic[group.topic]
-        place = self._place_of(spec)
-        place.remove(group)
-        if place or place is self._other:
-            return
-        if spec.end is None:
-            del self._single[spec.key]
-            return
-        by_prefix = self._prefix[len(spec.key)]
-        del by_prefix[spec.key]
-        if not by_prefix:
-            del self._prefix[len(spec.key)]
-
-
-def _prefix_end(prefix: bytes) -> bytes:
-    """The end of the range of all keys that start so; b"" if there is none."""
-    stem = prefix.rstrip(b"\xff")
-    return stem[:-1] + bytes([stem[-1] + 1]) if stem else b""
+        self._ranges.remove(spec.key, spec.end, group)
 
 
 def event_field(seen: Seen, prev_kv: bool) -> bytes:
