@@ -14,6 +14,10 @@ synced only when that has covered `_head`, in the same turn, with no Changes bet
 order of one connection and loses its tail only when the connection breaks, which the client sees, and resumes after
 the last revision it has.
 
+Which watchers a change is for is found by an index of their ranges, so a change costs what it matches. A synced watcher
+that wants nothing of it is not touched: its `next` falls behind and stands for the revision after `_head`, until it is
+brought something, or the session ends.
+
 Changes that come while a turn is done, or in the short rest after it, are told together in the next. What keys were
 before their changes is looked up by apply only once a watcher has asked for it; its first request waits until apply
 knows (a new session).
@@ -65,6 +69,7 @@ from cluster.links import ClientFrame, Subscription, WatchLink, frames_of
 from cluster.metrics import WatchBoard
 from cluster.node import Node
 from cluster.process import Process
+from cluster.ranges import Place, Ranges
 from cluster.ring import Ring
 from kvorum import errors, wire
 from kvorum import etcd_pb2 as pb
@@ -189,6 +194,7 @@ class Watchd:
         self._term = 0
         self._streams: dict[StreamKey, Stream] = {}
         self._of: dict[bytes, dict[int, Stream]] = {}
+        self._wanted: Ranges[Watcher] = Ranges()
         self._behind: dict[Watcher, None] = {}
         self._stalled: set[Watcher] = set()  # behind because its queue is full: waits for a tick
         self._request = 0
@@ -247,11 +253,14 @@ class Watchd:
         if self._head != item.revision or self._prev != self._prev_asked:
             self._ring.restart(item.revision)
         self._prev = self._prev_asked
+        told = self._head + 1
         self._head, self._compacted, self._term = item.revision, item.compacted, item.term
         self._fresh = bool(item.fresh)
         self._requested = False
         for stream in self._streams.values():
             for watcher in stream.watchers.values():
+                if watcher.synced:
+                    watcher.next = max(watcher.next, told)
                 self._place(watcher)
         self._take_held()
 
@@ -307,17 +316,22 @@ class Watchd:
             return False
         changes, revision = self._arrived, self._arrived_revision
         self._arrived, self._arrived_bytes = [], 0
-        self._head = revision
+        told, self._head = self._head + 1, revision
         self.link.to_apply(WatchAck(self._session, self._sequence))
         seen = see(changes)
         self._ring.add(seen, revision)
         hit("watchBeforeSend")
         for frame in self._groups.changes(seen, revision, self.node.header(revision, self._term), self._ticks):
             self.link.publish(frame)
-        for stream in list(self._streams.values()):
-            for watcher in list(stream.watchers.values()):
+        found: dict[Place[Watcher], list[Seen]] = {}
+        for change in seen:
+            for place in self._wanted.at(change.key):
+                found.setdefault(place, []).append(change)
+        for place, its in found.items():
+            for watcher in list(place.wanted_by):
                 if watcher.synced:
-                    self._bring(watcher, seen, revision)
+                    watcher.next = max(watcher.next, told)
+                    self._bring(watcher, its, revision)
         return True
 
     def _subscription(self, topic: bytes, wanted: bool) -> None:
@@ -369,7 +383,7 @@ class Watchd:
     # ---- delivery
 
     def _bring(self, watcher: Watcher, seen: Sequence[Seen], covered: int) -> None:
-        """Send `watcher` what it wants of `seen`, which holds all changes from its `next` to `covered`."""
+        """Send `watcher` what it wants of `seen`, which holds all changes of its range from its `next` to `covered`."""
         wanted = [s for s in seen if s.revision >= watcher.next and watcher.wants(s.kind, s.key)]
         for part, last in self._parts(watcher, wanted, covered):
             if part and not self._send(watcher.stream, part):
@@ -550,6 +564,7 @@ class Watchd:
             stream.next_id += 1
         watcher = Watcher(stream, id, request, request.start_revision or self._head + 1)
         stream.watchers[id] = watcher
+        self._wanted.add(watcher.spec.key, watcher.spec.end, watcher)
         created = pb.WatchResponse(header=self._header(), watch_id=id, created=True)
         if request.broadcast and self._broadcast:
             created.topic = self._groups.join(watcher.spec, self._head, self._ticks).topic
@@ -575,7 +590,11 @@ class Watchd:
         self._answer(watcher.stream, gone)
 
     def _remove(self, watcher: Watcher) -> None:
-        watcher.stream.watchers.pop(watcher.id, None)
+        if watcher.stream.watchers.get(watcher.id) is not watcher:
+            return  # with its client, while its neighbours were cancelled
+        del watcher.stream.watchers[watcher.id]
+        self._wanted.remove(watcher.spec.key, watcher.spec.end, watcher)
+        watcher.synced = False
         self._behind.pop(watcher, None)
         self._stalled.discard(watcher)
 

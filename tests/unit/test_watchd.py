@@ -256,6 +256,40 @@ def test_changes_that_have_waited_together_are_delivered_together(world: World) 
     assert [len(r.events) for r in world.responses(b"c")[1:]] == [10]
 
 
+def test_a_change_is_brought_to_those_alone_whom_it_concerns(world: World) -> None:
+    """Whatever the others watch: keys, prefixes, ranges, everything from a key on."""
+    for number in range(300):
+        key = b"x%03d" % number
+        world.watch(b"key%d" % number, key=key)
+        world.watch(b"range%d" % number, key=key, range_end=key + b"zz")
+        world.watch(b"from%d" % number, key=key, range_end=b"\0")
+    world.watch(b"c", key=b"k", range_end=b"l")
+    brought = []
+    bring = world.watchd._bring
+    world.watchd._bring = lambda watcher, *rest: (brought.append(watcher), bring(watcher, *rest))[1]  # type: ignore[method-assign,func-returns-value,assignment]
+    world.put(b"k", b"v")
+    world.settle()
+    assert [watcher.spec.key for watcher in brought] == [b"k"]
+    assert [len(r.events) for r in world.responses(b"c")] == [0, 1]
+
+
+def test_whoever_was_not_concerned_goes_on_behind_what_it_was_spared(world: World) -> None:
+    """After a session that ended it asks for what came after it, not for what it was created at."""
+    world.watch(b"c", key=b"k")
+    for _ in range(5):
+        world.put(b"other", b"v")
+    world.settle()
+    (watcher,) = world.watchd._streams[next(iter(world.watchd._streams))].watchers.values()
+    assert watcher.next == 2
+    world.watchd._lost()
+    world.put(b"k", b"while nobody heard")
+    world.to_watch.clear()
+    world.settle()
+    assert watcher.next == 8
+    assert [e.kv.mod_revision for r in world.responses(b"c") for e in r.events] == [7]
+    assert world.asked_history == 1
+
+
 def test_a_future_start_delivers_nothing_before_it(world: World) -> None:
     """etcd #20221."""
     world.watch(b"c", key=b"k", start_revision=5)
@@ -331,6 +365,7 @@ def test_a_client_that_is_gone_leaves_nothing(world: World) -> None:
     assert not world.watchd._streams
     assert not world.watchd._behind
     assert not world.watchd._of
+    assert not list(world.watchd._wanted.at(b"k"))
 
 
 def test_a_client_that_asks_and_never_reads_is_dropped(world: World) -> None:
