@@ -8,6 +8,7 @@ enum {
     METHOD_PUT = 3,
     METHOD_TXN = 5,
     TARGET_VALUE = 3,
+    REPEAT_BITS = 2048,
     OP_NUMBERS = 5,
     COMPARE_NUMBERS = 6
 };
@@ -165,12 +166,26 @@ static bool same(const uint8_t *batch, struct part a, struct part b) {
     return a.end - a.at == b.end - b.at && !memcmp(batch + a.at, batch + b.at, a.end - a.at);
 }
 
-/* Is a key put twice, or put and deleted? */
+static uint32_t hash(const uint8_t *batch, struct part p) {
+    uint32_t h = 2166136261u; /* FNV-1a */
+    for (uint64_t i = p.at; i < p.end; i++) h = (h ^ batch[i]) * 16777619u;
+    return h ^ h >> 16;
+}
+
+/* Is a key put twice, or put and deleted? Only what a bitmap of hashes can't tell apart is compared. */
 static bool repeats(const uint8_t *batch, const struct list *l) {
+    uint64_t map[REPEAT_BITS / 64] = {0};
     for (uint32_t i = 0; i < l->count; i++) {
-        if (l->ops[i].kind != PLAIN_PUT) continue;
-        for (uint32_t j = 0; j < l->count; j++)
-            if (j != i && l->ops[j].kind != PLAIN_GET && same(batch, l->ops[i].key, l->ops[j].key)) return true;
+        const struct op *op = &l->ops[i];
+        if (op->kind == PLAIN_GET) continue;
+        uint32_t bit = hash(batch, op->key) % REPEAT_BITS;
+        uint64_t mask = (uint64_t)1 << bit % 64;
+        if (map[bit / 64] & mask)
+            for (uint32_t j = 0; j < i; j++)
+                if (l->ops[j].kind != PLAIN_GET && (op->kind == PLAIN_PUT || l->ops[j].kind == PLAIN_PUT) &&
+                    same(batch, op->key, l->ops[j].key))
+                    return true;
+        map[bit / 64] |= mask;
     }
     return false;
 }
@@ -196,8 +211,9 @@ static uint64_t *put_list(uint64_t *out, const struct list *l) {
 /* Writes a TxnRequest at out[at], if it is plain. Returns where it ends there; 0 if it isn't, -2 if room is short. */
 static int64_t txn(struct span s, uint64_t id, uint32_t ops_max, uint64_t *out, size_t at, size_t room) {
     struct compare compares[PLAIN_LIST_MAX];
-    struct list success = {0}, failure = {0};
+    struct list success, failure;
     uint32_t count = 0, most = ops_max < PLAIN_LIST_MAX ? ops_max : PLAIN_LIST_MAX;
+    success.count = failure.count = 0;
     while (s.at < s.end) {
         struct span inside;
         unsigned field = tag(&s);

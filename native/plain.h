@@ -43,7 +43,7 @@ enum plain {
     PLAIN_PUT = 2,
     PLAIN_DELETE = 3,
     PLAIN_TXN = 4,
-    PLAIN_LIST_MAX = 16
+    PLAIN_LIST_MAX = 128
 };
 
 /* Take the `size` bytes of a batch apart. Requests over `payload_max` bytes, and transactions with more than `ops_max`

@@ -248,7 +248,11 @@ class Turn:
                     if not known(key):
                         wanted.append(key)
                 work.append((at + 4, keys))
+                ops = at + 4 + 6 * numbers[at + 3]
                 at = numbers[at + 2]
+                if at - ops > _FEW_OPS:
+                    puts = [batch[numbers[i + 1] : numbers[i + 2]] for i in range(ops + 2, at, 5) if numbers[i] == _PUT]
+                    wanted += [key for key in puts if not known(key)]
             else:
                 request = _parsed(numbers[at + 2] & 0xFF, batch[numbers[at + 3] : numbers[at + 4]])
                 wanted += _wanted(request)
@@ -517,6 +521,7 @@ def _unknown(_: bytes) -> None:
 
 
 _PUT, _TXN = plain.PUT, plain.TXN
+_FEW_OPS = 2 + 5 * 4  # numbers: of a transaction with fewer, what it puts is mostly what it compares
 _VALUE = pb.Compare.VALUE
 _COMPARES: list[Callable[[Any, Any], bool]] = [operator.eq, operator.gt, operator.lt, operator.ne]
 """By Compare's results."""

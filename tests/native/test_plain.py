@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -134,6 +135,25 @@ def test_limits_are_the_callers() -> None:
             assert others(Scanner(), txn, Method.TXN) == (count > plain.LIST_MAX)
             assert others(Scanner(ops_max=count - 1), txn, Method.TXN) == 1
             assert others(Scanner(ops_max=count), txn, Method.TXN) == (count > plain.LIST_MAX)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_key_changed_twice_is_found_among_many(seed: int) -> None:
+    dice, scanner = random.Random(seed), Scanner()
+    keys = [b"key-%08d" % n for n in dice.sample(range(10**8), plain.LIST_MAX - 1)]
+    puts = [pb.RequestOp(request_put=pb.PutRequest(key=key)) for key in keys]
+    again = {
+        "put": (pb.RequestOp(request_put=pb.PutRequest(key=dice.choice(keys))), 1),
+        "delete": (pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=dice.choice(keys))), 1),
+        "read": (pb.RequestOp(request_range=pb.RangeRequest(key=dice.choice(keys))), 0),
+        "another": (pb.RequestOp(request_put=pb.PutRequest(key=b"another")), 0),
+    }
+    for op, unusual in again.values():
+        at = dice.randrange(len(puts) + 1)
+        txn = pb.TxnRequest(success=[*puts[:at], op, *puts[at:]])
+        scanned = scanner.scan(wire.encode(Method.TXN, Kind.CALL, 0, 1, txn.SerializeToString()))
+        assert scanned is not None
+        assert scanned[1] == unusual
 
 
 def test_a_batch_that_breaks_off_is_left_to_the_long_way() -> None:
