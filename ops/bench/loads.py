@@ -93,9 +93,12 @@ def specification(
     }
 
 
-def fill(plan: Plan, system: System, cluster: Cluster) -> None:
-    """Write every key once, in transactions of 100."""
-    _run(system, specification(plan, Workload("fill", 16, "fill"), cluster, plan.seed), [])
+FILL = Workload("fill", 16, "fill")
+
+
+def fill(plan: Plan, system: System, cluster: Cluster, workload: Workload = FILL) -> None:
+    """Write every key once, in transactions of 100; or do what another workload without a window does."""
+    _run(system, specification(plan, workload, cluster, plan.seed), [])
 
 
 def measure(

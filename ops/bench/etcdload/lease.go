@@ -3,6 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
+	"log"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -22,6 +26,27 @@ func (l *load) grant() {
 		}
 		l.leases = append(l.leases, int64(r.ID))
 	}
+}
+
+// grantMany grants as many leases as there are keys.
+func (l *load) grantMany() {
+	started := time.Now()
+	var left atomic.Int64
+	left.Store(int64(l.spec.Keys))
+	var group sync.WaitGroup
+	for n := range l.spec.Clients {
+		group.Add(1)
+		go func() {
+			defer group.Done()
+			for left.Add(-1) >= 0 {
+				if _, err := l.clients[n%len(l.clients)].Grant(context.Background(), leaseSeconds); err != nil {
+					log.Fatal(err)
+				}
+			}
+		}()
+	}
+	group.Wait()
+	emit(result{Event: "result", Operations: l.spec.Keys, Seconds: time.Since(started).Seconds()})
 }
 
 // keepAlive renews one lease over the worker's own stream: the client's KeepAliveOnce would open a stream for each call.

@@ -129,9 +129,12 @@ func main() {
 			log.Fatal(err)
 		}
 	}
-	if l.spec.Workload == "fill" {
+	switch l.spec.Workload {
+	case "fill":
 		l.fill()
-	} else {
+	case "grant":
+		l.grantMany()
+	default:
 		l.run()
 	}
 }
