@@ -1,6 +1,6 @@
 """Watchers of the same keys, told once: groups, their topics, and what is published there.
 
-    WatchCreate{broadcast} ──▶ the group of (range, filters, prev_kv) ──▶ its topic, in the answer
+    the second WatchCreate{broadcast} of a (range, filters, prev_kv) ──▶ its group, and the topic in the answer
     a subscription to the topic ──▶ a bare publication: "so far, nothing that you lack"
     changes ──▶ one publication a group ──▶ libzmq copies it to every subscriber
 
@@ -35,11 +35,13 @@ from storage.codec import varint
 HEAD = struct.Struct("<16sQQ")
 """topic | first | last; behind it a WatchResponse without watch_id, or nothing."""
 TOPIC_BYTES = 16
+GROUPS_MAX = 10_000
+"""Each costs a publication every few seconds. Whoever comes after these stays on a stream."""
 GRACE_TICKS = 100
 SILENCE_TICKS = 10
 """A group that was published to is told how far things are after so many ticks without an event ..."""
 PULSE_TICKS = 30
-"""... and from then on every so often."""
+"""... and from then on every so often. Both are looked at every SILENCE_TICKS."""
 
 
 class Seen(NamedTuple):
@@ -96,6 +98,7 @@ class Groups:
         self._by_spec: dict[Spec, Group] = {}
         self._by_topic: dict[bytes, Group] = {}
         self._ranges: Ranges[Group] = Ranges()
+        self._due: dict[int, list[Group]] = {}  # by the tick at which they are looked at
 
     def __len__(self) -> int:
         return len(self._by_spec)
@@ -104,11 +107,14 @@ class Groups:
     def listening(self) -> bool:
         return any(group.listening for group in self._by_topic.values())
 
-    def join(self, spec: Spec, head: int, now: int) -> Group:
-        """The group of these watchers, made if need be."""
+    def join(self, spec: Spec, head: int, now: int, *, found: bool) -> Group | None:
+        """The group of these watchers. None: there is none, and it is not to be founded, or there are too many."""
         group = self._by_spec.get(spec)
         if group is None:
+            if not found or len(self._by_spec) >= GROUPS_MAX:
+                return None
             group = Group(spec, self._new_topic(), head, now)
+            self._due.setdefault(now + SILENCE_TICKS, []).append(group)
             self._by_spec[spec] = self._by_topic[group.topic] = group
             self._ranges.add(spec.key, spec.end, group)
         group.wanted = now
@@ -150,14 +156,18 @@ class Groups:
     def tick(self, head: int, now: int) -> list[bytes]:
         """The bare publications that are due; and groups that nobody wants are forgotten."""
         due: list[bytes] = []
-        for group in list(self._by_topic.values()):
-            if not group.listening:
-                if now - group.wanted > GRACE_TICKS:
-                    self._forget(group)
+        later = []
+        looked_at = [group for tick in sorted(self._due) if tick <= now for group in self._due.pop(tick)]
+        for group in looked_at:
+            if not group.listening and now - group.wanted > GRACE_TICKS:
+                self._forget(group)
                 continue
+            later.append(group)
             silent = now - group.heard
-            if silent >= PULSE_TICKS or (silent >= SILENCE_TICKS and group.told < head):
+            if group.listening and (silent >= PULSE_TICKS or (silent >= SILENCE_TICKS and group.told < head)):
                 due.append(group.publication(head, b"", now))
+        if later:
+            self._due.setdefault(now + SILENCE_TICKS, []).extend(later)
         return due
 
     def _forget(self, group: Group) -> None:

@@ -30,10 +30,10 @@ Only while there are streams is there a session with apply; the first request of
 A watcher that doesn't read costs the few messages which its connection's queue may hold. It is behind then, and tried
 again every tick.
 
-A stream serves each watcher by itself. Whoever can listen to broadcasts (cluster/broadcast.py) is told of its group's
-topic when its watch is created, and leaves the stream when a publication connects with where it is; what it misses
-there it fetches from a stream again. So all that is said above of streams holds for it too: between the two it moves by
-revision alone, taking from either exactly what lies behind what it has.
+A stream serves each watcher by itself. Whoever can listen to broadcasts (cluster/broadcast.py) and is not the only one
+here to watch these keys is told of their topic when its watch is created, and leaves the stream when a publication
+connects with where it is; what it misses there it fetches from a stream again. So all that is said above of streams
+holds for it too: between the two it moves by revision alone, taking from either exactly what lies behind what it has.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ CATCH_UP_BYTES = 8 << 20
 """What is handed out of the ring in one turn."""
 DELIVERY_BYTES = 1 << 18
 """Changes that have waited together are delivered together, in pieces of about this size."""
-STREAMS_MAX = 100_000
+STREAMS_MAX = 200_000
 PROBE_TICKS = 100
 """How often an idle client is sent an empty batch, by which we learn that it is gone."""
 PROGRESS_TICKS = 6000
@@ -169,7 +169,12 @@ HELD_MAX = 10_000
 
 
 class Watchd:
-    """All streams of this node, and how far this process itself has heard."""
+    """All streams of this node, and how far this process itself has heard.
+
+    Args:
+      share_from: how many watchers of the same it takes until they are told together: to a single one a stream is the
+        shorter way.
+    """
 
     def __init__(
         self,
@@ -181,9 +186,10 @@ class Watchd:
         response_bytes_max: int,
         progress_ticks: int,
         broadcast: str = "",
+        share_from: int = 2,
         new_topic: Callable[[], bytes] = lambda: os.urandom(TOPIC_BYTES),
     ) -> None:
-        self._broadcast = broadcast
+        self._broadcast, self._share_from = broadcast, share_from
         self._groups = Groups(new_topic)
         self.link, self.node, self.board, self.epoch = link, node, board, epoch
         self._response_bytes_max, self._progress_ticks = response_bytes_max, progress_ticks
@@ -194,6 +200,11 @@ class Watchd:
         self._term = 0
         self._streams: dict[StreamKey, Stream] = {}
         self._of: dict[bytes, dict[int, Stream]] = {}
+        self._probes: list[dict[bytes, None]] = [{} for _ in range(PROBE_TICKS)]  # clients, by when they are probed
+        self._unsent: dict[Stream, None] = {}  # streams with answers that wait
+        self._progress_wanted: dict[Watcher, None] = {}
+        self._watching: dict[Spec, int] = {}  # how many watchers of these there are
+        self._watchers = 0
         self._wanted: Ranges[Watcher] = Ranges()
         self._behind: dict[Watcher, None] = {}
         self._stalled: set[Watcher] = set()  # behind because its queue is full: waits for a tick
@@ -460,9 +471,12 @@ class Watchd:
             sent = self.link.send(stream.key.identity, frame)
             if sent is None:
                 self._forget_client(stream.key.identity)
+                return False
             if not sent:
+                self._unsent[stream] = None
                 return False
             del stream.unsent[:count]
+        self._unsent.pop(stream, None)
         return True
 
     def _answer(self, stream: Stream, response: pb.WatchResponse) -> None:
@@ -509,7 +523,10 @@ class Watchd:
                     raise errors.Refused(f"kvorum: stream {record.id} is open", errors.Code.ALREADY_EXISTS)
                 if len(self._streams) >= STREAMS_MAX:
                     raise errors.TooManyRequests
-                self._streams[key] = self._of.setdefault(identity, {})[record.id] = Stream(key)
+                if identity not in self._of:
+                    self._of[identity] = {}
+                    self._probes[crc32(identity) % PROBE_TICKS][identity] = None
+                self._streams[key] = self._of[identity][record.id] = Stream(key)
             case Kind.STREAM_MESSAGE:
                 if stream is None:
                     raise errors.Refused(f"kvorum: stream {record.id} is not open", errors.Code.NOT_FOUND)
@@ -565,10 +582,16 @@ class Watchd:
         watcher = Watcher(stream, id, request, request.start_revision or self._head + 1)
         stream.watchers[id] = watcher
         self._wanted.add(watcher.spec.key, watcher.spec.end, watcher)
+        self._watching[watcher.spec] = self._watching.get(watcher.spec, 0) + 1
+        self._watchers += 1
+        if watcher.progress:
+            self._progress_wanted[watcher] = None
         created = pb.WatchResponse(header=self._header(), watch_id=id, created=True)
         if request.broadcast and self._broadcast:
-            created.topic = self._groups.join(watcher.spec, self._head, self._ticks).topic
-            created.broadcast = self._broadcast
+            shared = self._watching[watcher.spec] >= self._share_from
+            group = self._groups.join(watcher.spec, self._head, self._ticks, found=shared)
+            if group is not None:
+                created.topic, created.broadcast = group.topic, self._broadcast
         self._answer(stream, created)
         if stream.key not in self._streams:
             return  # gone while we answered
@@ -594,6 +617,11 @@ class Watchd:
             return  # with its client, while its neighbours were cancelled
         del watcher.stream.watchers[watcher.id]
         self._wanted.remove(watcher.spec.key, watcher.spec.end, watcher)
+        self._watchers -= 1
+        left = self._watching[watcher.spec] = self._watching[watcher.spec] - 1
+        if not left:
+            del self._watching[watcher.spec]
+        self._progress_wanted.pop(watcher, None)
         watcher.synced = False
         self._behind.pop(watcher, None)
         self._stalled.discard(watcher)
@@ -602,11 +630,13 @@ class Watchd:
         for watcher in list(stream.watchers.values()):
             self._remove(watcher)
         self._streams.pop(stream.key, None)
+        self._unsent.pop(stream, None)
         streams = self._of.get(stream.key.identity)
         if streams is not None:
             streams.pop(stream.key.id, None)
             if not streams:
                 del self._of[stream.key.identity]
+                del self._probes[crc32(stream.key.identity) % PROBE_TICKS][stream.key.identity]
 
     def _forget_client(self, identity: bytes) -> None:
         for stream in list(self._of.get(identity, {}).values()):
@@ -627,17 +657,15 @@ class Watchd:
         if self._session:
             for frame in self._groups.tick(self._head, self._ticks):
                 self.link.publish(frame)
-        for identity in list(self._of):
-            if self._ticks % PROBE_TICKS == crc32(identity) % PROBE_TICKS and self.link.send(identity, b"") is None:
+        for identity in list(self._probes[self._ticks % PROBE_TICKS]):
+            if self.link.send(identity, b"") is None:
                 self._forget_client(identity)
-        for stream in list(self._streams.values()):
-            if stream.unsent:
-                self._flush(stream)
-            for watcher in list(stream.watchers.values()):
-                if watcher.progress:
-                    self._notify_progress(watcher)
+        for stream in list(self._unsent):
+            self._flush(stream)
+        for watcher in list(self._progress_wanted):
+            self._notify_progress(watcher)
         self.board.streams.set(len(self._streams))
-        self.board.watchers.set(sum(len(stream.watchers) for stream in self._streams.values()))
+        self.board.watchers.set(self._watchers)
         self.board.slow_watchers.set(len(self._behind))
 
     def _notify_progress(self, watcher: Watcher) -> None:

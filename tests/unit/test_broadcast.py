@@ -35,6 +35,12 @@ def groups() -> Groups:
     return Groups(lambda: next(numbers).to_bytes(16, "big"))
 
 
+def join(all: Groups, one: Spec, head: int, now: int) -> Group:
+    group = all.join(one, head, now, found=True)
+    assert group is not None
+    return group
+
+
 def spec(key: bytes, end: bytes | None = None, unwanted: frozenset[int] = NOTHING, prev_kv: bool = False) -> Spec:
     return Spec(key, end, unwanted, prev_kv)
 
@@ -57,16 +63,27 @@ def told(frames: list[bytes] | tuple[bytes, ...]) -> list[tuple[int, int, int, b
 
 def test_watchers_of_the_same_keys_share_a_group_and_others_do_not() -> None:
     all = groups()
-    one = all.join(spec(b"a"), 5, 0)
-    assert all.join(spec(b"a"), 9, 3) is one
+    one = join(all, spec(b"a"), 5, 0)
+    assert join(all, spec(b"a"), 9, 3) is one
     others = [spec(b"a", b"b"), spec(b"a", None, frozenset({1})), spec(b"a", None, NOTHING, True), spec(b"b")]
-    assert len({all.join(other, 5, 0).topic for other in others} | {one.topic}) == 5
+    assert len({join(all, other, 5, 0).topic for other in others} | {one.topic}) == 5
+
+
+def test_a_group_is_founded_only_where_it_is_worth_it_and_for_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.broadcast.GROUPS_MAX", 2)
+    all = groups()
+    assert all.join(spec(b"a"), 5, 0, found=False) is None
+    one = join(all, spec(b"a"), 5, 0)
+    assert all.join(spec(b"a"), 5, 0, found=False) is one
+    join(all, spec(b"b"), 5, 0)
+    assert all.join(spec(b"c"), 5, 0, found=True) is None
+    assert len(all) == 2
 
 
 def test_a_group_is_told_its_events_once_and_what_they_cover() -> None:
     all = groups()
     for number, one in enumerate([spec(b"a"), spec(b"a", b"b"), spec(b"\0", b""), spec(b"aa", b"zz"), spec(b"x")]):
-        group = all.join(one, 5, 0)
+        group = join(all, one, 5, 0)
         assert told([all.subscribed(group.topic, 5, 0) or b""]) == [(number + 1, 6, 5, b"")]
     frames = list(all.changes([seen(6, b"a"), seen(6, b"ab"), seen(7, b"c")], 7, b"H", 0))
     a, ab, c = (event_field(seen(0, key), False) for key in (b"a", b"ab", b"c"))
@@ -86,7 +103,7 @@ def test_a_group_is_told_its_events_once_and_what_they_cover() -> None:
 def test_filters_and_what_was_before() -> None:
     all = groups()
     for one in (spec(b"a", None, frozenset({0})), spec(b"a", None, NOTHING, True)):
-        all.subscribed(all.join(one, 5, 0).topic, 5, 0)
+        all.subscribed(join(all, one, 5, 0).topic, 5, 0)
     change = seen(6, b"a")
     assert told(list(all.changes([change], 6, b"", 0))) == [(2, 6, 6, event_field(change, True))]
     assert b"before" in event_field(change, True)
@@ -95,7 +112,7 @@ def test_filters_and_what_was_before() -> None:
 def test_what_happened_while_nobody_listened_is_a_gap() -> None:
     """To say "nothing happened" of it would be the end of reliable."""
     all = groups()
-    group = all.join(spec(b"a"), 5, 0)
+    group = join(all, spec(b"a"), 5, 0)
     assert list(all.changes([seen(6, b"a")], 6, b"", 0)) == []
     assert told([all.subscribed(group.topic, 6, 0) or b""]) == [(1, 7, 6, b"")]
     all.unsubscribed(group.topic, 1)
@@ -111,16 +128,17 @@ def test_a_topic_that_does_not_exist_is_silence() -> None:
 
 def test_silence_is_broken_and_what_nobody_wants_is_forgotten() -> None:
     all = groups()
-    group = all.join(spec(b"a", b"b"), 5, 0)
+    group = join(all, spec(b"a", b"b"), 5, 0)
     all.subscribed(group.topic, 5, 0)
     list(all.changes([seen(6, b"a")], 6, b"", 1))
     assert all.tick(6, 1 + SILENCE_TICKS) == []
-    assert told(all.tick(9, 1 + SILENCE_TICKS)) == [(1, 7, 9, b"")]
-    assert told(all.tick(9, 1 + SILENCE_TICKS + PULSE_TICKS)) == [(1, 7, 9, b"")]
+    assert all.tick(9, 2 * SILENCE_TICKS) == []  # it was looked at a moment ago
+    assert told(all.tick(9, 1 + 2 * SILENCE_TICKS)) == [(1, 7, 9, b"")]
+    assert told(all.tick(9, 1 + 2 * SILENCE_TICKS + PULSE_TICKS)) == [(1, 7, 9, b"")]
     all.unsubscribed(group.topic, 100)
     all.tick(9, 100 + GRACE_TICKS)
     assert len(all) == 1
-    all.tick(9, 101 + GRACE_TICKS)
+    all.tick(9, 100 + GRACE_TICKS + SILENCE_TICKS)
     assert (len(all), matching(all, b"a")) == (0, [])
 
 
@@ -129,7 +147,7 @@ def test_the_index_of_groups_is_the_same_as_asking_each() -> None:
     keys = [b"", b"\xff", b"\xff\xff", *(bytes(dice.choices(b"ab\xff", k=n)) for n in (1, 2, 3) for _ in range(8))]
     specs = {spec(key, end) for key in keys for end in (None, b"", key + b"\0", b"b", b"b\xff", b"ab")}
     for one in specs:
-        all.join(one, 0, 0)
+        join(all, one, 0, 0)
     gone = set(dice.sample(sorted(specs, key=repr), len(specs) // 2))
     for one in gone:
         all._forget(all._by_spec[one])
@@ -168,6 +186,7 @@ class Air(World):
             response_bytes_max=self.response_bytes_max,
             progress_ticks=10,
             broadcast="tcp://127.0.0.1:9",
+            share_from=1,
             new_topic=lambda: self.dice.randbytes(16),
         )
         for listener in list(self.listeners.values()):
@@ -374,6 +393,22 @@ def test_a_publisher_that_falls_silent_is_left_for_the_stream() -> None:
         rounds += 1
         assert rounds < 3 * SILENCE_SECONDS / 0.1
     assert [event.key for event in listener.given[watch]] == [b"a0", b"a1"]
+
+
+def test_a_topic_is_told_to_whoever_is_not_the_only_one() -> None:
+    world = Air(random.Random(1))
+    world.watchd._share_from = 2
+    listeners = [Listener(world) for _ in range(3)]
+    listeners[0].watch(Watch(b"a", b"b"))
+    heal(world, listeners, 10)
+    listeners[1].watch(Watch(b"a", b"b", prev_kv=True))  # wants something else
+    heal(world, listeners, 10)
+    listeners[2].watch(Watch(b"a", b"b"))
+    heal(world, listeners, 10)
+    world.put(b"a", b"v")
+    heal(world, listeners, 60)
+    assert [[watch.state for watch in one.given] for one in listeners] == [[State.LIVE], [State.LIVE], [State.TUNED]]
+    assert all(len(events) == 1 for one in listeners for events in one.given.values())
 
 
 def test_a_gap_that_was_compacted_ends_the_watch_with_the_reason() -> None:
