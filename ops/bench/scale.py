@@ -209,23 +209,20 @@ def expiry(under: Path, count: int) -> Row:
         sample = granted[:: max(1, count // 200)]
         calm: list[float] = []
         meanwhile: list[float] = []
-        time.sleep(max(0.0, end - CALM_SECONDS - 1 - clock()))
-        gone_at, began = 0.0, 0.0
-        while not gone_at:
+        began = end - 1.5
+        time.sleep(max(0.0, began - CALM_SECONDS - clock()))
+        look_at = began
+        while sample:
             started = clock()
             client.put(b"meanwhile", bytes(256))
-            took = clock() - started
-            if clock() < end - 1.5:
-                calm.append(took)
-            else:
-                began = began or clock()
-                meanwhile.append(took)
-                if len(meanwhile) % 50 == 0 and all(_is_gone(client, id) for id in sample[-1:]):
+            now = clock()
+            (calm if now < began else meanwhile).append(now - started)
+            if now >= look_at:
+                look_at = now + 0.5
+                while sample and _is_gone(client, sample[-1]):
                     sample.pop()
-                    gone_at = 0.0 if sample else clock()
-                    while sample and _is_gone(client, sample[-1]):
-                        sample.pop()
             time.sleep(0.005)
+        gone_at = clock()
         return {
             "title": f"{count:,} leases, running out together",
             "seconds": gone_at - began,
