@@ -5,35 +5,52 @@
       synced   it has been sent everything up to `_head`, and takes each Changes as it comes
       behind   it has been sent everything below its `next`; a slice of history brings it forward
 
-Why a watcher misses nothing and hears nothing twice. `next` is the first revision it has not been sent. It moves only
-when a message that covers all revisions up to some r has been handed to ZeroMQ for its connection, and then to r + 1.
-Whatever goes wrong before that (the connection's queue is full, a session with apply ends, this watcher was far back)
-leaves `next` where it was and the watcher behind, and history from `next` on is what it is sent next: out of a ring of
-the newest changes, which holds all behind its floor as this process has taken them in, or from apply. A watcher becomes
-synced only when that has covered `_head`, in the same turn, with no Changes between. ZeroMQ keeps the
-order of one connection and loses its tail only when the connection breaks, which the client sees, and resumes after
-the last revision it has.
+What is promised, as by etcd, and what it rests on. `next` is the first revision that a watcher has not been sent. It
+moves only when a message that covers all revisions up to some r has been handed to ZeroMQ for its connection, and
+then to r + 1.
 
-Which watchers a change is for is found by an index of their ranges, so a change costs what it matches. A synced watcher
-that wants nothing of it is not touched: its `next` falls behind and stands for the revision after `_head`, until it is
-brought something, or the session ends.
+  ordered       revisions are sent from `next` on, upwards, and those of one revision as the request made them
+  unique        nothing below `next` is sent
+  reliable      `next` moves past nothing that was not sent; whatever goes wrong before a message is handed over
+                leaves it where it was and the watcher behind, and history from `next` on is what it is sent next
+  atomic        apply sends whole revisions, and a WatchResponse is cut between revisions only, unless the watcher
+                asked for fragments, which are marked
+  resumable     the client resumes behind the last revision it was given, and revisions mean the same on every node
+  bookmarkable  progress is told only by the header of a synced watcher: all up to there has been sent before, on the
+                same connection, which keeps its order
+
+and why it holds across
+
+  a drop               a connection that is full refuses the message, so `next` stays. One that breaks loses its tail,
+                       which the client sees: it resumes. A broadcast that is lost shows by its revisions (below)
+  another node         a created watch names nothing of this process but where it starts. A node that is further back
+                       than the start sends nothing until it is there
+  a restart of watch   all it knows are positions that clients have, too; they connect anew
+  a restart of apply   the session ends, and the next begins at the revision of that moment: what was before is
+                       history. Only what is committed is applied, so apply comes back with the same revisions; until
+                       it has all that this node has ever shown (`_fresh`), nobody is told what "now" is
+  a change of leader   commits come later; what is committed stays
+  a compaction         who is before it is cancelled, with its revision; it is never a hole. The ring may still hold
+                       what is compacted, and then it is sent; apply tells of a compaction before it answers it
+
+Behind is served out of a ring of the newest changes, which holds all behind its floor as this process has taken them
+in, or else by apply. A watcher becomes synced only when that has covered `_head`, in the same turn, with no Changes
+between. Which watchers a change is for is found by an index of their ranges, so a change costs what it matches. A
+synced watcher that wants nothing of it is not touched: its `next` falls behind and stands for the revision after
+`_head`, until it is brought something, or the session ends.
 
 Changes that come while a turn is done, or in the short rest after it, are told together in the next. What keys were
 before their changes is looked up by apply only once a watcher has asked for it; its first request waits until apply
-knows (a new session).
-
-All changes of a revision travel together: apply sends whole revisions, and a WatchResponse is cut between revisions
-only, unless the watcher asked for fragments.
-
-Only while there are streams is there a session with apply; the first request of the first stream waits until there is.
+knows (a new session). Only while there are streams is there a session with apply at all.
 
 A watcher that doesn't read costs the few messages which its connection's queue may hold. It is behind then, and tried
 again every tick.
 
-A stream serves each watcher by itself. Whoever can listen to broadcasts (cluster/broadcast.py) and is not the only one
-here to watch these keys is told of their topic when its watch is created, and leaves the stream when a publication
-connects with where it is; what it misses there it fetches from a stream again. So all that is said above of streams
-holds for it too: between the two it moves by revision alone, taking from either exactly what lies behind what it has.
+A stream serves each watcher by itself. Whoever can listen to broadcasts (cluster/broadcast.py) and is not the only
+one here to watch these keys is told of their topic when its watch is created, and leaves the stream when a
+publication connects with where it is; what it misses there it fetches from a stream again. So all that is said above
+of streams holds for it too: between the two it moves by revision alone, taking from either exactly what lies behind
+what it has.
 """
 
 from __future__ import annotations
