@@ -24,7 +24,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ops.bench import loads, profiling, report
+from ops.bench import loads, profiling, report, scale
 from ops.bench.systems import ROOT, Etcd, Kvorum, System, memory_mb, running
 from ops.bench.workloads import QUICK, WORKLOADS, Plan, Workload
 
@@ -59,6 +59,8 @@ def main() -> int:
     systems: list[System] = [s for s in (Etcd(), Kvorum()) if s.name in arguments.systems]
     results = run(plan, systems, under)
     whole = not (arguments.quick or arguments.only or arguments.nodes or len(systems) < 2)
+    if whole:
+        results["scale"] = scale.run(under)
     out = arguments.out or (HERE if whole else SCRATCH)
     out.mkdir(parents=True, exist_ok=True)
     write(results, out)

@@ -3,8 +3,9 @@
     python -m ops.bench.scale [watchers-shared] [watchers-own] [leases] [expiry]
 
 Each runs once, on a fresh node of its own (etcd's too, where it is asked the same), and checks what it measures: every
-watcher must have been given exactly the events of its range. The result is a list of rows; `make bench` puts it
-into RESULTS.md.
+watcher must have been given exactly the events of its range. The rows are part of RESULTS.md.
+
+A row: title, system, seconds, memory_mb (PSS before, and after each step; None: not measured), notes, errors.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from kvorum.wire import Method
 from ops.bench import loads
 from ops.bench.listeners import Audience
 from ops.bench.nativeload import rank
-from ops.bench.systems import Cluster, Etcd, Kvorum, System, memory_mb, running
+from ops.bench.systems import ROOT, Cluster, Etcd, Kvorum, System, memory_mb, running
 from ops.bench.workloads import Plan, Workload
 
 CONNECTIONS = 100
@@ -86,15 +87,13 @@ def watchers(under: Path, title: str, count: int, puts: int, range_of: RangeOf) 
             audience.pump()
         heard = clock() - began
         wrong = sum(audience.sums.get(watch, (0, 0)) != expected for watch, expected in want.items())
+        events = sum(n for n, _ in audience.sums.values())
         return {
             "title": title,
-            "created_seconds": created,
-            "memory_mb_empty": empty,
-            "memory_mb_connected": connected,
-            "memory_mb_after": _memory(cluster),
-            "puts": puts,
-            "events": sum(n for n, _ in audience.sums.values()),
-            "put_and_heard_seconds": heard,
+            "system": "kvorum",
+            "seconds": created,
+            "memory_mb": [empty, connected, _memory(cluster)],
+            "notes": f"{puts:,} puts and the {events:,} events of them took {heard:.1f} s, all heard exactly once",
             "errors": audience.errors + wrong,
         }
 
@@ -161,8 +160,9 @@ def leases(system: System, under: Path, count: int) -> Row:
             "title": f"{count:,} leases, granted",
             "system": system.name,
             "seconds": took,
-            "memory_mb_empty": empty,
-            "memory_mb_after": _memory(cluster),
+            "memory_mb": [empty, _memory(cluster)],
+            "notes": f"{count / took / 1000:.1f} k/s, {IN_FLIGHT} in flight",
+            "errors": 0,
         }
 
 
@@ -223,15 +223,15 @@ def expiry(under: Path, count: int) -> Row:
                     sample.pop()
             time.sleep(0.005)
         gone_at = clock()
+        before, after = sorted(calm), sorted(meanwhile)
         return {
-            "title": f"{count:,} leases, running out together",
+            "title": f"{count:,} leases, running out within a second",
+            "system": "kvorum",
             "seconds": gone_at - began,
-            "put_ms_before": {"p50": rank(sorted(calm), 0.5), "max": max(calm) * 1e3},
-            "put_ms_meanwhile": {
-                "p50": rank(sorted(meanwhile), 0.5),
-                "p99": rank(sorted(meanwhile), 0.99),
-                "max": max(meanwhile) * 1e3,
-            },
+            "memory_mb": None,
+            "notes": f"a lone client's puts: p50 {rank(before, 0.5):.1f}, longest {before[-1] * 1e3:.0f} ms before, "
+            f"p50 {rank(after, 0.5):.1f}, p99 {rank(after, 0.99):.0f}, longest {after[-1] * 1e3:.0f} ms meanwhile",
+            "errors": 0,
         }
 
 
@@ -259,10 +259,23 @@ EXPERIMENTS: dict[str, Callable[[Path], list[Row]]] = {
 }
 
 
+def run(under: Path) -> list[Row]:
+    """All of them, for RESULTS.md."""
+    found = []
+    for experiment in EXPERIMENTS.values():
+        for row in experiment(under):
+            print(
+                f"{row['title']}, {row['system']}: {row['seconds']:.1f} s; {row['notes']}",
+                flush=True,
+            )
+            found.append(row)
+    return found
+
+
 def main() -> int:
     p = argparse.ArgumentParser(prog="python -m ops.bench.scale", description="how much one node bears")
     p.add_argument("experiments", nargs="*", choices=[*EXPERIMENTS, []], help="all, if none is named")
-    p.add_argument("--dir", type=Path, default=loads.ROOT / "build" / "bench")
+    p.add_argument("--dir", type=Path, default=ROOT / "build" / "bench")
     arguments = p.parse_args()
     arguments.dir.mkdir(parents=True, exist_ok=True)
     for name in arguments.experiments or EXPERIMENTS:

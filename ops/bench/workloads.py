@@ -38,6 +38,11 @@ class Workload:
         return f"{many}/{self.clients}" + (f"/{self.watchers}" if self.watchers else "")
 
     @property
+    def counts_events(self) -> bool:
+        """Not calls are counted, but what the watchers are given."""
+        return self.watchers > 0 and not self.own_keys
+
+    @property
     def by_latency(self) -> bool:
         """A lone client is judged by how long it waits, a crowd by how much gets done."""
         return self.clients == 1 or self.rate > 0
