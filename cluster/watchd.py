@@ -178,9 +178,9 @@ def see(changes: Sequence[Change]) -> list[Seen]:
     return seen
 
 
-REST_SECONDS = 0.002
-"""After telling of changes: what comes meanwhile is told together. To tell a hundred of one event costs as much as to
-tell them of twenty."""
+REST_SECONDS, REST_SECONDS_EACH, REST_SECONDS_MAX = 0.002, 0.0001, 0.010
+"""After telling of changes, and for each of them: what comes meanwhile is told together. To tell a hundred watchers of
+one event costs nearly as much as to tell them of fifty, so the more there is to tell, the fewer times it is told."""
 UNSENT_MAX = 1000
 HELD_MAX = 10_000
 
@@ -238,15 +238,15 @@ class Watchd:
         self._idle_ticks = 0
         self._ticks = 0
 
-    def turn(self) -> bool:
-        """Whether there were changes to tell of."""
-        told = False
+    def turn(self) -> int:
+        """Returns how many changes it told of."""
+        told = 0
         for item in self.link.receive():
             if isinstance(item, Changes):
                 if item.session == self._session:
-                    told |= self._arrive(item)
+                    told += self._arrive(item)
                 continue
-            told |= self._deliver()
+            told += self._deliver()
             match item:
                 case ClientFrame(identity, frame):
                     self._take(identity, frame)
@@ -267,7 +267,7 @@ class Watchd:
                     self._tick()
                 case _:
                     raise AssertionError(f"not for watch: {item!r}")
-        told |= self._deliver()
+        told += self._deliver()
         self._catch_up()
         return told
 
@@ -326,8 +326,8 @@ class Watchd:
         else:
             self._behind[watcher] = None
 
-    def _arrive(self, item: Changes) -> bool:
-        """More changes. Those of a turn are delivered together, up to a size. Whether any were delivered."""
+    def _arrive(self, item: Changes) -> int:
+        """More changes. Those of a turn are delivered together, up to a size. Returns how many were delivered."""
         if item.sequence != self._sequence + 1:  # one was lost between us: what is missing is history
             told = self._deliver()
             self._lost()
@@ -336,12 +336,12 @@ class Watchd:
         self._arrived += item.changes
         self._arrived_revision = item.revision
         self._arrived_bytes += sum(len(change.event) + len(change.prev) for change in item.changes)
-        return self._arrived_bytes > DELIVERY_BYTES and self._deliver()
+        return self._deliver() if self._arrived_bytes > DELIVERY_BYTES else 0
 
-    def _deliver(self) -> bool:
-        """What has arrived, to all who are synced. Whether there was anything."""
+    def _deliver(self) -> int:
+        """What has arrived, to all who are synced. Returns how many changes that were."""
         if not self._arrived:
-            return False
+            return 0
         changes, revision = self._arrived, self._arrived_revision
         self._arrived, self._arrived_bytes = [], 0
         told, self._head = self._head + 1, revision
@@ -360,7 +360,7 @@ class Watchd:
                 if watcher.synced:
                     watcher.next = max(watcher.next, told)
                     self._bring(watcher, its, revision)
-        return True
+        return len(changes)
 
     def _subscription(self, topic: bytes, wanted: bool) -> None:
         """What it is told first connects it: what was before is in the streams."""
@@ -714,8 +714,9 @@ def main(argv: Sequence[str]) -> int:
     process.settle()
     while not process.stopping:
         link.wait()
-        if watchd.turn():
-            time.sleep(REST_SECONDS)
+        told = watchd.turn()
+        if told:
+            time.sleep(min(REST_SECONDS_MAX, REST_SECONDS + told * REST_SECONDS_EACH))
     return 0
 
 
