@@ -63,7 +63,7 @@ class NodeConfig(NamedTuple):
     listen_native: str
     listen_watch: str
     listen_broadcast: str
-    listen_client: tuple[str, ...]  # reserved for the gateway, not bound by this version
+    listen_client: tuple[str, ...]  # the gateway's; none: there is no gateway
     listen_metrics: tuple[str, ...]
     advertise_client_urls: tuple[str, ...]
     advertise_native: str
@@ -151,7 +151,7 @@ def resolve(values: Mapping[str, str], run_dir: str = "") -> NodeConfig:
         listen_broadcast=listen["listen-broadcast-url"],
         listen_client=listen_client,
         listen_metrics=listen_metrics,
-        advertise_client_urls=_advertise_clients(get),
+        advertise_client_urls=_advertise_clients(get, listen_client),
         advertise_native=_advertise("advertise-native-url", get, "listen-native-url"),
         advertise_watch=_advertise("advertise-watch-url", get, "listen-watch-url"),
         advertise_broadcast=_advertise("advertise-broadcast-url", get, "listen-broadcast-url"),
@@ -242,11 +242,15 @@ def _advertise(setting: str, get: _Get, listen_setting: str) -> str:
     return url.tcp()
 
 
-def _advertise_clients(get: _Get) -> tuple[str, ...]:
-    """Only what is set: nothing listens at the gateway's addresses in this version, so nobody is sent there."""
-    return tuple(
-        f"http://{url.host}:{url.port}" for url in _urls("advertise-client-urls", get("advertise-client-urls"))
-    )
+def _advertise_clients(get: _Get, listen: tuple[str, ...]) -> tuple[str, ...]:
+    """What etcd's clients are told: as set, else where the gateway listens."""
+    text = get("advertise-client-urls")
+    urls = _urls("advertise-client-urls", text or ",".join(listen))
+    for url in urls:
+        if url.host in ("0.0.0.0", "[::]"):
+            why = "" if text else ", which --listen-client-urls says; set the address that others shall use"
+            raise ConfigError(f"--advertise-client-urls: nobody can connect to {url.host}{why}")
+    return tuple(f"http://{url.host}:{url.port}" for url in urls)
 
 
 def _members(name: str, own: str, initial: str, token: str, values: Mapping[str, str]) -> tuple[Member, ...]:

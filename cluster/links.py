@@ -235,7 +235,8 @@ class ApplyLink:
 
     def __init__(self, context: Context, node: NodeConfig, board: ApplyBoard) -> None:
         self._board = board
-        self._clients = sockets.client_listener(context, [node.listen_native], sockets.ANSWERS_MAX)
+        urls = [node.listen_native, f"ipc://{node.ipc('calls')}"]
+        self._clients = sockets.client_listener(context, urls, sockets.ANSWERS_MAX)
         self._raft = sockets.local_caller(context, node.ipc("raft"))
         self._watch = sockets.local_listener(context, node.ipc("watch"))
         self._watcher = b""
@@ -285,7 +286,8 @@ class WatchLink:
     """Clients' watch streams, those who listen to broadcasts, and this node's apply process."""
 
     def __init__(self, context: Context, node: NodeConfig) -> None:
-        self._clients = sockets.client_listener(context, [node.listen_watch], sockets.WATCH_MAX)
+        urls = [node.listen_watch, f"ipc://{node.ipc('streams')}"]
+        self._clients = sockets.client_listener(context, urls, sockets.WATCH_MAX)
         self._broadcast = sockets.broadcaster(context, node.listen_broadcast)
         self._apply = sockets.local_caller(context, node.ipc("watch"))
         self._ticker = Ticker(node.heartbeat_ms / 1000)
@@ -314,3 +316,64 @@ class WatchLink:
 
     def publish(self, frame: bytes) -> None:
         self._broadcast.send(frame, zmq.NOBLOCK)
+
+
+class Answers(NamedTuple):
+    """Apply's, to calls: a batch."""
+
+    frame: bytes
+
+
+class Streamed(NamedTuple):
+    """Watch's: a batch of what streams are told."""
+
+    frame: bytes
+
+
+class Lost(NamedTuple):
+    """The connection to "apply" or "watch" has broken: it is gone, or was replaced."""
+
+    whom: str
+
+
+class GatewayLink:
+    """The edge, and this node's apply and watch processes, whose client the gateway is."""
+
+    def __init__(self, context: Context, node: NodeConfig, edge_fd: int) -> None:
+        self._apply = sockets.gateway_caller(context)
+        self._watch = sockets.gateway_caller(context)
+        self._monitors = {
+            "apply": sockets.breaks(self._apply, f"ipc://{node.ipc('calls')}"),
+            "watch": sockets.breaks(self._watch, f"ipc://{node.ipc('streams')}"),
+        }
+        self._ticker = Ticker(node.heartbeat_ms / 1000)
+        self._ends = _Ends(self._ticker, edge_fd, self._apply, self._watch, *self._monitors.values())
+
+    def wait(self, *, stuck: bool) -> None:
+        """Until something arrives, the edge has something to do, or the next tick is due; not long if `stuck`."""
+        self._ends.wait(idle=True, ms_max=STUCK_MS if stuck else 1 << 30)
+
+    def receive(self) -> Iterator[Tick | Answers | Streamed | Lost]:
+        for (frame,) in self._ends.drain(self._apply):
+            yield Answers(frame)
+        for (frame,) in self._ends.drain(self._watch):
+            yield Streamed(frame)
+        for whom, monitor in self._monitors.items():
+            for _ in self._ends.drain(monitor):
+                yield Lost(whom)
+        if self._ticker.due():
+            yield Tick()
+
+    def to_apply(self, frame: bytes) -> bool:
+        return _hand_over(self._apply, frame)
+
+    def to_watch(self, frame: bytes) -> bool:
+        return _hand_over(self._watch, frame)
+
+
+def _hand_over(socket: zmq.Socket[bytes], frame: bytes) -> bool:
+    try:
+        socket.send(frame, zmq.NOBLOCK)
+    except zmq.Again:
+        return False
+    return True

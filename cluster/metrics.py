@@ -292,6 +292,15 @@ class WatchBoard(Board):
         )
 
 
+class GatewayBoard(Board):
+    """What the gateway process knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = self.counter("kvorum_gateway_calls_total", "Calls of etcd's API that came in.")
+        self.streams = self.gauge("kvorum_gateway_streams", "Watch and lease streams that are open.")
+
+
 def directory(run_dir: str) -> str:
     """Where the boards of a node are, each in a file named after its process. The supervisor makes it."""
     return os.path.join(run_dir, "metrics")
@@ -299,4 +308,4 @@ def directory(run_dir: str) -> str:
 
 def boards(peers: Sequence[int] = ()) -> dict[str, Board]:
     """A fresh board of every process, by its name, for reading."""
-    return {"raft": RaftBoard(peers), "apply": ApplyBoard(), "watch": WatchBoard()}
+    return {"raft": RaftBoard(peers), "apply": ApplyBoard(), "watch": WatchBoard(), "gateway": GatewayBoard()}

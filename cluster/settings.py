@@ -45,7 +45,7 @@ SETTINGS: tuple[Setting, ...] = (
         "listen-client-urls",
         f"http://localhost:{GATEWAY_PORT}",
         "URLS",
-        "reserved for the etcd gateway, which this version does not have: nothing listens there",
+        "where programs that speak etcd's API come in (gRPC); empty: nowhere",
     ),
     Setting("listen-native-url", f"tcp://localhost:{NATIVE_PORT}", "URL", "where kvorum clients call"),
     Setting("listen-watch-url", f"tcp://localhost:{WATCH_PORT}", "URL", "where kvorum clients watch"),
@@ -59,9 +59,7 @@ SETTINGS: tuple[Setting, ...] = (
         "listen-metrics-urls", f"http://localhost:{METRICS_PORT}", "URLS", "where /metrics, /health and the like are"
     ),
     Setting("initial-advertise-peer-urls", "", "URL", "this member's peer URL for the others (default: as it listens)"),
-    Setting(
-        "advertise-client-urls", "", "URLS", "gateway URLs told to clients (default: none, as there is no gateway)"
-    ),
+    Setting("advertise-client-urls", "", "URLS", "URLs told to etcd's clients (default: as the gateway listens)"),
     Setting("advertise-native-url", "", "URL", "address told to kvorum clients for calls (default: as it listens)"),
     Setting("advertise-watch-url", "", "URL", "address told to kvorum clients for watches (default: as it listens)"),
     Setting(

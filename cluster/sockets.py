@@ -9,6 +9,7 @@
                                           that never reads costs little (cluster/outbox.py)
     listeners          XPUB tcp           VERBOSE: each subscription is shown to us, for it is answered; who is too slow
                                           for his queue loses messages, and notices (cluster/broadcast.py)
+    the gateway        DEALER ipc         IMMEDIATE: it is a client of apply and watch, and knows when they are gone
     own processes      ROUTER/DEALER ipc  no limit here: the conversations have windows (cluster/internal.py)
 
 What comes over TCP is bounded in size before it is read (MAXMSGSIZE), and a connection that doesn't finish its
@@ -100,6 +101,23 @@ def client_caller(context: zmq.Context[zmq.Socket[bytes]], url: str) -> zmq.Sock
     socket.setsockopt(zmq.IMMEDIATE, 1)
     socket.connect(url)
     return socket
+
+
+def gateway_caller(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+    """The gateway's end to apply or watch, which treat it as a client. Without a connection it takes nothing."""
+    socket = context.socket(zmq.DEALER)
+    _tcp(socket, bytes_max=-1, queue=16)
+    socket.setsockopt(zmq.IMMEDIATE, 1)
+    socket.setsockopt(zmq.RECONNECT_IVL, 10)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 100)
+    return socket
+
+
+def breaks(socket: zmq.Socket[bytes], url: str) -> zmq.Socket[bytes]:
+    """Connect, and have a message here whenever the connection breaks."""
+    monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    socket.connect(url)
+    return monitor
 
 
 def local_listener(context: zmq.Context[zmq.Socket[bytes]], path: str) -> zmq.Socket[bytes]:

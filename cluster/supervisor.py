@@ -30,7 +30,12 @@ from cluster.keeper import RESTART, Keeper, NotYet, spawn
 from cluster.rundir import RunDir
 from storage.failpoint import hit
 
-CHILDREN = {"raft": "cluster.raftd", "apply": "cluster.applyd", "watch": "cluster.watchd"}
+CHILDREN = {
+    "raft": "cluster.raftd",
+    "apply": "cluster.applyd",
+    "watch": "cluster.watchd",
+    "gateway": "cluster.gatewayd",
+}
 """The processes of a node and the modules they run, in the order of starting."""
 
 GRACE_SECONDS = 5.0
@@ -69,7 +74,8 @@ class Supervisor:
         config.save(self._node_json)
         self._environment = {**environment, "KVORUM_NAME": config.name, "KVORUM_LOG_LEVEL": config.log_level}
         self._boards = metrics.boards([peer.id for peer in config.peers])
-        self.keeper = Keeper(CHILDREN, self._spawn, self._verdict, self._changed)
+        self._children = [name for name in CHILDREN if name != "gateway" or config.listen_client]
+        self.keeper = Keeper(self._children, self._spawn, self._verdict, self._changed)
 
     def run(self) -> int:
         server = Server(self.config, self.pids, self.restarts)
@@ -84,7 +90,7 @@ class Supervisor:
             log.error(str(refused))
             code = refused.code
         _notify("STOPPING=1")
-        self.keeper.stop(*([name] for name in reversed(list(CHILDREN))), grace_seconds=GRACE_SECONDS)
+        self.keeper.stop(*([name] for name in reversed(self._children)), grace_seconds=GRACE_SECONDS)
         server.close()
         return code
 
@@ -131,7 +137,8 @@ class Supervisor:
 
     def _announce(self) -> float | None:
         """Tell systemd and the log, once, when clients can connect."""
-        if not all(_listens(url) for url in (self.config.listen_native, self.config.listen_watch)):
+        doors = (self.config.listen_native, self.config.listen_watch, *self.config.listen_client)
+        if not all(_listens(url) for url in doors):
             return 0.05
         log.info(f"member {self.config.member_id:x} serves on {self.config.listen_native}")
         _notify("READY=1")
@@ -151,6 +158,7 @@ def _refuse_taken_addresses(config: NodeConfig) -> None:
         ("listen-native-url", config.listen_native),
         ("listen-watch-url", config.listen_watch),
         *(("listen-metrics-urls", url) for url in config.listen_metrics),
+        *(("listen-client-urls", url) for url in config.listen_client),
     ):
         family, address = _address(url)
         with socket.socket(family, socket.SOCK_STREAM) as probe:

@@ -1,0 +1,363 @@
+"""The gateway process: programs written for etcd come in here.
+
+    etcd clients ──▶ edge (C) ──calls────▶ apply     plain calls: whole batches, untouched on both ways
+                          │   ◀─answers──
+                          ├───streams────▶ watch     the same way; a Watch stream is a stream of ours
+                          └───events─────▶ Gateway   all else: lease streams, and what is answered here
+
+It keeps nothing that anybody would miss: calls under way, and which streams are open. If it dies, connections break and
+clients come again. If apply dies, or watch, what was under way there ends with etcd's "connection lost": a write may
+have been done, and etcd's clients know that of this text.
+
+A call's id on the edge is its id on its way to apply and watch. Calls that are made here have ids of their own, with a
+bit that no stream of HTTP/2 has.
+
+Back-pressure: what apply takes no more of waits here, one frame, and meanwhile the edge isn't asked; what it doesn't
+take in stays in the sockets. Answers are the edge's to bound (native/edge.h).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+import zmq
+from google.protobuf.message import DecodeError, Message
+
+from cluster import metrics
+from cluster.config import NodeConfig
+from cluster.exits import Exit
+from cluster.internal import Tick
+from cluster.links import Answers, GatewayLink, Lost, Streamed
+from cluster.local_answers import LOCAL, Local
+from cluster.metrics import GatewayBoard
+from cluster.process import Process
+from kvorum import errors, wire
+from kvorum import etcd_pb2 as pb
+from kvorum.errors import Code
+from kvorum.wire import Kind, Method
+from native import edge
+from native.edge import Batch, Edge
+
+OWN = 1 << 31
+"""In the lower half of a call's id: made here."""
+STATUS_TICKS = 5
+LOST = errors.Unavailable("etcdserver: request timed out, possibly due to connection lost", Code.UNAVAILABLE)
+STOPPED = errors.Unavailable("etcdserver: server stopped", Code.UNAVAILABLE)
+
+Then = Callable[[int, bytes], None]
+"""What to do with an answer: its status, and payload or error text."""
+
+
+class Link(Protocol):
+    def receive(self) -> Iterable[Tick | Answers | Streamed | Lost]: ...
+    def to_apply(self, frame: bytes) -> bool | None:
+        """False: not now. None: there is nobody."""
+        ...
+
+    def to_watch(self, frame: bytes) -> bool | None: ...
+
+
+class Front(Protocol):
+    """As much of native.edge.Edge as is needed here."""
+
+    def poll(self, timeout: float = 0) -> Batch: ...
+    def deliver(self, batch: bytes) -> int: ...
+    def fail(self, status: int, text: str, *, method: int = 0) -> int: ...
+
+
+class Call(NamedTuple):
+    """A call that wants something else than to be passed on."""
+
+    id: int
+    method: int
+    payload: bytes
+
+
+def methods() -> list[edge.Method]:
+    """What the edge is to know: etcd's paths, and who deals with each."""
+    table = []
+    for method, shape in wire.METHODS.items():
+        if method in (Method.WATCH, Method.LEASE_KEEP_ALIVE):
+            table.append(edge.Method(shape.path, method, edge.STREAM))
+        elif method != Method.HELLO:
+            table.append(edge.Method(shape.path, method, edge.PIPE))
+    return table + [edge.Method(one.path, number, edge.UNARY) for number, one in LOCAL.items()]
+
+
+class Gateway:
+    """All that is under way here."""
+
+    def __init__(self, front: Front, link: Link, board: GatewayBoard) -> None:
+        self.front, self.link, self.board = front, link, board
+        self.has_leader = True
+        self._ticks = 0
+        self._last_own = 0
+        self._own: dict[int, Then] = {}
+        self._watches: dict[int, None] = {}
+        self._renewals: dict[int, int] = {}  # lease streams, and how many answers they wait for
+        self._closing: set[int] = set()  # lease streams whose client says no more
+        self._to_apply: list[bytes] = []  # records of this turn
+        self._to_watch: list[bytes] = []
+        self._answers: list[bytes] = []
+        self._unsent: dict[str, bytes] = {}  # a frame that apply, or watch, has no room for yet
+
+    @property
+    def stuck(self) -> bool:
+        """Something waits for room that nobody will tell of."""
+        return bool(self._unsent)
+
+    def turn(self) -> None:
+        for item in self.link.receive():
+            if isinstance(item, Answers):
+                self.front.deliver(item.frame)
+                if self._own:
+                    self._own_answers(item.frame)
+            elif isinstance(item, Streamed):
+                self._streamed(item.frame)
+            elif isinstance(item, Lost):
+                self._lost(item.whom)
+            else:
+                self._tick()
+        self._flush()
+        if not self._unsent:
+            batch = self.front.poll()
+            if batch.call_count:
+                self.board.calls.add(batch.call_count)
+                self._to_apply.append(batch.calls)
+            if batch.events:
+                self._events(batch)
+            self._flush()
+        if self._answers:
+            answers, self._answers = b"".join(self._answers), []
+            self.front.deliver(answers)
+
+    # ---- to the others
+
+    def _flush(self) -> None:
+        self._send("apply", self._to_apply, self.link.to_apply)
+        self._send("watch", self._to_watch, self.link.to_watch)
+
+    def _send(self, whom: str, records: list[bytes], send: Callable[[bytes], bool | None]) -> None:
+        while whom in self._unsent or records:
+            frame = self._unsent.pop(whom, b"") or _frame(records)
+            sent = send(frame)
+            if sent is None:
+                self._lost(whom)
+                records.clear()
+            elif not sent:
+                self._unsent[whom] = frame
+                return
+
+    def ask(self, method: int, request: Message | bytes, then: Then) -> None:
+        """Call apply; `then` is told what it answered."""
+        self._last_own += 1
+        id = self._last_own << 32 | OWN
+        self._own[id] = then
+        payload = request if isinstance(request, bytes) else request.SerializeToString()
+        self._to_apply.append(wire.encode(method, Kind.CALL, 0, id, payload))
+
+    def _own_answers(self, frame: bytes) -> None:
+        for record in wire.decode(frame):
+            then = self._own.pop(record.id, None) if record.id & OWN else None
+            if then is not None:
+                then(record.status, record.payload)
+
+    def _lost(self, whom: str) -> None:
+        """Apply, or watch, is gone, and with it what was under way there."""
+        self._unsent.pop(whom, None)
+        if whom == "watch":
+            for id in list(self._watches):
+                self.end(id, LOST.code, LOST.text)
+            self._watches.clear()
+            return
+        for method in wire.METHODS:
+            if method not in (Method.WATCH, Method.LEASE_KEEP_ALIVE):
+                self.front.fail(LOST.code, LOST.text, method=method)
+        own, self._own = self._own, {}
+        for then in own.values():
+            then(LOST.code, LOST.text.encode())
+
+    # ---- to the clients
+
+    def reply(self, id: int, response: Message | bytes) -> None:
+        payload = response if isinstance(response, bytes) else response.SerializeToString()
+        self._answers.append(edge.record(edge.REPLY, id, payload))
+
+    def send(self, id: int, payload: bytes) -> None:
+        """One message of many."""
+        self._answers.append(edge.record(edge.SEND, id, payload))
+
+    def end(self, id: int, status: int = 0, text: str = "") -> None:
+        """No more messages. Also the end of a call that gets none."""
+        self._answers.append(edge.record(edge.END, id, text.encode(), status=status))
+
+    # ---- events of the edge
+
+    def _events(self, batch: Batch) -> None:
+        data = batch.data
+        for id, _, at, length, _, kind, method, status in batch.events:
+            if kind == edge.MESSAGE:
+                self._message(id, data[at : at + length])
+            elif kind == edge.CALL:
+                self._call(Call(id, method, data[at : at + length]), status)
+            elif kind == edge.BEGUN:
+                self._begun(id, method, status)
+            elif kind in (edge.CANCELLED, edge.CLOSED):
+                self._cancelled(id, connection=kind == edge.CLOSED)
+            elif kind == edge.HALF_CLOSED:
+                if id in self._renewals:
+                    self._closing.add(id)
+                    self._maybe_end(id)
+            elif kind == edge.UNKNOWN:
+                self.end(id, Code.UNIMPLEMENTED, _unknown(data[at : at + length].decode("utf-8", "replace")))
+            elif kind == edge.REQUEST:
+                self._answers.append(edge.record(edge.RESPONSE, id, b"text/plain\0404 page not found\n", status=404))
+            elif kind == edge.BYTES:
+                self._answers.append(edge.record(edge.CLOSE, id))
+
+    def _call(self, call: Call, flags: int) -> None:
+        self.board.calls.add()
+        if flags & edge.HAS_LEADER and not self.has_leader:
+            self.end(call.id, errors.NoLeader.code, errors.NoLeader.text)
+        elif call.method in LOCAL:
+            self._local(LOCAL[call.method], call)
+        else:
+            self._to_apply.append(wire.encode(call.method, Kind.CALL, 0, call.id, call.payload))
+
+    def _local(self, local: Local, call: Call) -> None:
+        try:
+            request = local.request.FromString(call.payload)
+        except DecodeError:
+            self.end(call.id, errors.Malformed.code, errors.Malformed.text)
+            return
+        try:
+            local.answer(self, call.id, request)
+        except errors.KvorumError as error:
+            self.end(call.id, error.code, error.text)
+
+    def _begun(self, id: int, method: int, flags: int) -> None:
+        self.board.calls.add()
+        if flags & edge.HAS_LEADER and not self.has_leader:
+            self.end(id, errors.NoLeader.code, errors.NoLeader.text)
+        elif method == Method.WATCH:
+            self._watches[id] = None
+            self._to_watch.append(wire.encode(Method.WATCH, Kind.STREAM_OPEN, 0, id, b""))
+        else:
+            self._renewals[id] = 0
+
+    def _message(self, id: int, payload: bytes) -> None:
+        if id in self._watches:
+            self._to_watch.append(wire.encode(Method.WATCH, Kind.STREAM_MESSAGE, 0, id, payload))
+        elif id in self._renewals:
+            self._renewals[id] += 1
+            self.ask(Method.LEASE_KEEP_ALIVE, payload, lambda status, answer: self._renewed(id, status, answer))
+
+    def _renewed(self, id: int, status: int, answer: bytes) -> None:
+        if id not in self._renewals:
+            return
+        self._renewals[id] -= 1
+        if status:
+            del self._renewals[id]
+            self._closing.discard(id)
+            self.end(id, status, answer.decode("utf-8", "replace"))
+            return
+        self.send(id, answer)
+        self._maybe_end(id)
+
+    def _maybe_end(self, id: int) -> None:
+        """etcd ends a lease stream when its client has, and everything is answered."""
+        if id in self._closing and not self._renewals[id]:
+            self._closing.discard(id)
+            del self._renewals[id]
+            self.end(id)
+
+    def _cancelled(self, id: int, *, connection: bool) -> None:
+        if not connection:
+            self._forget(id)
+            return
+        for gone in [one for one in (*self._watches, *self._renewals) if one >> 32 == id >> 32]:
+            self._forget(gone)
+
+    def _forget(self, id: int) -> None:
+        if id in self._watches:
+            del self._watches[id]
+            self._to_watch.append(wire.encode(Method.WATCH, Kind.STREAM_CLOSE, 0, id, b""))
+        self._renewals.pop(id, None)
+        self._closing.discard(id)
+
+    def _streamed(self, frame: bytes) -> None:
+        if not frame:
+            return  # watch asks whether we are there
+        self.front.deliver(frame)
+        if frame[5] == Kind.STREAM_CLOSE:  # goes alone
+            for record in wire.decode(frame):
+                if record.kind == Kind.STREAM_CLOSE:
+                    self._watches.pop(record.id, None)
+
+    # ---- time
+
+    def _tick(self) -> None:
+        self._ticks += 1
+        if self._ticks % STATUS_TICKS == 0:
+            self.ask(Method.STATUS, pb.StatusRequest(), self._told_status)
+        self.board.streams.set(len(self._watches) + len(self._renewals))
+
+    def _told_status(self, status: int, answer: bytes) -> None:
+        self.has_leader = status == 0 and pb.StatusResponse.FromString(answer).leader != 0
+
+
+def _frame(records: list[bytes]) -> bytes:
+    """As many as fit into a batch, of which they are taken."""
+    size = count = 0
+    for record in records:
+        size += len(record)
+        if count and size > wire.BATCH_BYTES_MAX:
+            break
+        count += 1
+    frame = b"".join(records[:count])
+    del records[:count]
+    return frame
+
+
+def _unknown(path: str) -> str:
+    """As grpc-go says it."""
+    service, _, method = path.lstrip("/").rpartition("/")
+    if any(one.path.startswith(f"/{service}/") for one in methods()):
+        return f"unknown method {method} for service {service}"
+    return f"unknown service {service}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """`python -m cluster.gatewayd NODE_JSON EPOCH`: what the supervisor runs. Returns the exit code."""
+    process = Process("gateway")
+    config = NodeConfig.load(argv[0])
+    board = GatewayBoard()
+    board.open(f"{metrics.directory(config.run_dir)}/gateway")
+    front = Edge(methods(), edge.Limits(message_max=config.max_request_bytes + (512 << 10)))
+    for url in config.listen_client:
+        host, _, port = url.removeprefix("tcp://").rpartition(":")
+        try:
+            front.listen(host.strip("[]"), int(port))
+        except OSError as error:
+            return process.fatal(Exit.USAGE, f"cannot listen on {url} (--listen-client-urls): {error.strerror}")
+    link = GatewayLink(zmq.Context(), config, front.fileno())
+    gateway = Gateway(front, link, board)
+    process.settle()
+    while not process.stopping:
+        link.wait(stuck=gateway.stuck)
+        gateway.turn()
+    left = front.drain(GRACE_SECONDS)
+    while left:
+        link.wait(stuck=True)
+        gateway.turn()
+        left = front.drain(GRACE_SECONDS)
+    front.close()
+    return 0
+
+
+GRACE_SECONDS = 2.0
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
