@@ -380,6 +380,7 @@ class WatchCore:
             fresh = whole.behind(watch.next - 1)
             if len(fresh):
                 self._give(watch, fresh, size)
+                self._pause_if_slow(watch)
         watch.next = last + 1
         if watch.curious:
             watch.curious = False
@@ -387,9 +388,6 @@ class WatchCore:
             header.CopyFrom(self._header)
             header.revision = last
             self._give(watch, WatchResponse(header, ()))
-        if watch.given_bytes - watch.read_bytes > BACKLOG_BYTES_MAX:
-            self._untune(watch)
-            watch.state = State.PAUSED
 
     def _tune(self, watch: Watch, topic: bytes, now: float) -> None:
         channel = self._channels.get(topic)
@@ -447,10 +445,7 @@ class WatchCore:
             if seen is not None and (len(seen) or watch.asked.progress_notify or watch.curious):
                 watch.curious &= bool(len(seen))
                 self._give(watch, seen, len(payload))
-            if watch.given_bytes - watch.read_bytes > BACKLOG_BYTES_MAX:
-                self._close(watch)
-                self._untune(watch)
-                watch.state = State.PAUSED
+                self._pause_if_slow(watch)
 
     def _closed(self, session: Session, stream: int, status: int, payload: bytes, now: float) -> None:
         error = errors.from_wire(status, payload.decode("utf-8", "replace"))
@@ -464,6 +459,13 @@ class WatchCore:
     def _give(self, watch: Watch, what: WatchResponse | KvorumError | None, size: int = 0) -> None:
         watch.given_bytes += size
         self.given.append(Given(watch, what, size))
+
+    def _pause_if_slow(self, watch: Watch) -> None:
+        """Only now that it was given something, so that whoever reads that will find it paused."""
+        if watch.given_bytes - watch.read_bytes > BACKLOG_BYTES_MAX:
+            self._close(watch)
+            self._untune(watch)
+            watch.state = State.PAUSED
 
     # ---- streams
 
