@@ -8,7 +8,6 @@ to what it asked for. That history is itself judged (verdict.py), so a watcher c
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +16,11 @@ import pytest
 
 import kvorum
 from kvorum import errors
-from kvorum import etcd_pb2 as pb
-from kvorum.results import DeleteEvent, Event, WatchResponse
 from kvorum.txn import Key
-from tests.checkers.model import inside
 from tests.system.cluster import PROCESSES, Cluster, eventually
 from tests.system.load import Load
-from tests.system.verdict import History, Judge, head, insist
+from tests.system.verdict import Judge, head, insist
+from tests.system.watchers import Watcher
 
 COMPLETE_SECONDS = 20.0
 """W7: in a healthy cluster every watch reaches the head by then."""
@@ -33,87 +30,6 @@ RANGES: dict[str, tuple[Key, Key | None]] = {
     "a group": ("g2/", "g20"),
     "from a key on": ("g2/b", b"\0"),
 }
-
-
-class Watcher:
-    """Writes down all that a watch is given. It checks as it goes: order, uniqueness, whole revisions."""
-
-    def __init__(
-        self,
-        endpoints: list[str],
-        key: Key,
-        end: Key | None,
-        *,
-        start: int,
-        prev_kv: bool = False,
-        filters: tuple[str, ...] = (),
-        discover: bool = True,
-        pause: float = 0.0,
-    ) -> None:
-        self.key, self.end, self.start, self.prev_kv, self.filters = key, end, start, prev_kv, filters
-        self.pause = pause
-        self.events: list[Event] = []
-        self.wrong: list[str] = []
-        self.error: BaseException | None = None
-        self._client = kvorum.client(endpoints, discover=discover, shuffle=False, timeout=30.0)
-        self.responses, self._cancel = self._client.watch_response(
-            key, range_end=end, start_revision=start, prev_kv=prev_kv, filters=filters
-        )
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    @property
-    def revision(self) -> int:
-        return self.events[-1].mod_revision if self.events else 0
-
-    def stop(self) -> None:
-        self._cancel()
-        self._thread.join(10.0)
-        self._client.close()
-        if self.error is not None:
-            raise self.error
-
-    def _run(self) -> None:
-        try:
-            for response in self.responses:
-                self._take(response)
-                if self.pause:
-                    time.sleep(self.pause)
-        except BaseException as error:
-            self.error = error
-
-    def _take(self, response: WatchResponse) -> None:
-        revisions = [event.mod_revision for event in response.events]
-        if revisions and (revisions != sorted(revisions) or revisions[0] <= self.revision):
-            self.wrong.append(f"after revision {self.revision} came {revisions}")  # W1, W2, W4
-        self.events += response.events
-
-    def expected(self, truth: History, before: dict[bytes, pb.KeyValue]) -> list[pb.Event]:
-        """What it must have been given of `truth`; `before` is the state at its beginning."""
-        key = self.key.encode() if isinstance(self.key, str) else self.key
-        end = self.end.encode() if isinstance(self.end, str) else self.end or b""
-        state, found = dict(before), []
-        for revision in sorted(truth):
-            for event in truth[revision]:
-                deleted = event.type == pb.Event.DELETE
-                unwanted = ("nodelete" if deleted else "noput") in self.filters
-                if revision >= self.start and inside(event.kv.key, key, end) and not unwanted:
-                    told = pb.Event(type=event.type, kv=event.kv)
-                    if self.prev_kv and event.kv.key in state:
-                        told.prev_kv.CopyFrom(state[event.kv.key])
-                    found.append(told)
-                if deleted:
-                    state.pop(event.kv.key, None)
-                else:
-                    state[event.kv.key] = event.kv
-        return found
-
-    def told(self) -> list[pb.Event]:
-        found = []
-        for event in self.events:
-            kind = pb.Event.DELETE if isinstance(event, DeleteEvent) else pb.Event.PUT
-            found.append(pb.Event(type=kind, kv=event.kv, prev_kv=event.prev_kv))
-        return found
 
 
 class Stage:
