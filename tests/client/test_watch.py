@@ -194,9 +194,7 @@ def test_a_slow_reader_costs_a_bounded_amount_of_memory_and_misses_nothing(
         cancel()
 
 
-def test_a_slow_callback_is_called_again_when_it_has_caught_up(
-    node: FakeNode, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slow_callback_is_called_again_when_it_has_caught_up(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody reads for it who could notice: the thread that calls it must."""
     monkeypatch.setattr("kvorum.watching.BACKLOG_BYTES_MAX", 10_000)
     with kvorum.client(node.address) as client:

@@ -14,9 +14,8 @@ from kvorum import errors
 from kvorum import etcd_pb2 as pb
 from kvorum.wire import Method
 from tests.system.cluster import ELECTION_MS, Cluster, eventually
-
-LATE_SECONDS = 3.0
-"""How long after its time, with a leader, a lease may still be seen; beside what the machine stands still."""
+from tests.system.tenants import LATE_SECONDS, Quiet, Tenant
+from tests.system.verdict import insist
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +143,44 @@ def test_a_leader_that_sleeps_past_a_lease_ends_nothing_that_others_have_renewed
             assert not gone(client, "renewed")
             time.sleep(0.1)
         client.revoke_lease(lease.ID)
+
+
+def test_owners_keep_time_while_leaders_are_killed_and_paused(trio: Cluster) -> None:
+    """L1, L2, L6, L8: over every way in which a leader is lost, and through its waking up again."""
+    trio.await_ready()
+    endpoints, quiet, terms = trio.endpoints, Quiet(), set()
+    with kvorum.client(endpoints, timeout=5.0) as client:
+        before = client.leases()
+        tenants = [Tenant(endpoints[n % 3 :] + endpoints[: n % 3], str(n), quiet) for n in range(9)]
+        try:
+            for trouble in ("kill raft", "pause raft", "kill apply", "pause apply", "kill supervisor", "pause both"):
+                time.sleep(1.5)
+                how, process = trouble.split()
+                leader = trio.leader()
+                quiet.disturbed()
+                if how == "kill":
+                    trio.kill(leader, process)
+                    if process == "supervisor":
+                        insist(lambda: client.put("tenants", "without it"))
+                        trio.start(leader, wait=False)
+                else:
+                    for each in ("raft", "apply") if process == "both" else (process,):
+                        trio.pause(leader, each)
+                    time.sleep(3.5)  # longer than any of the leases
+                    trio.resume()
+                terms.add(insist(lambda trouble=trouble: client.put("tenants", trouble)).header.raft_term)
+                quiet.settled()
+            time.sleep(1.5)
+        finally:
+            trio.resume()
+            for tenant in tenants:
+                tenant.stop()
+        wrong = [said for tenant in tenants for said in tenant.wrong]
+        assert not wrong, "\n".join(wrong)
+        assert len(terms) > 3, "hardly a leader was lost"
+        assert sum(tenant.ended for tenant in tenants) > 20
+        assert sum(tenant.renewed for tenant in tenants) > 100
+        eventually(lambda: not [id for id in client.leases() if id not in before], 60.0, "the end of all leases")
 
 
 def renew(client: kvorum.Client, id: int) -> None:
