@@ -189,6 +189,52 @@ def renew(client: kvorum.Client, id: int) -> None:
         assert client.refresh_lease(id).TTL > 0
 
 
+def test_a_lease_just_granted_is_known_everywhere_at_once(trio: Cluster) -> None:
+    """L6, etcd #13932: no "not found" after an acknowledged grant, also from who was started a moment ago."""
+    trio.await_ready()
+    clients = [at(trio, node) for node in range(3)]
+    with contextlib.ExitStack() as stack:
+        for each in clients:
+            stack.enter_context(each)
+        for round in range(9):
+            lease = insist(lambda round=round: clients[round % 3].lease_grant(60))
+            if round % 3 == 1:
+                trio.kill(trio.leader() if round % 2 else (round // 3), "apply")
+            for each in clients:
+                assert insist(lambda each=each, lease=lease: each.refresh_lease(lease.ID)).TTL == lease.TTL
+                assert insist(lambda each=each, lease=lease: each.get_lease_info(lease.ID)).grantedTTL == lease.TTL
+                assert lease.ID in insist(each.leases)
+            insist(lambda lease=lease: clients[0].revoke_lease(lease.ID))
+            for each in clients:
+                assert insist(lambda each=each, lease=lease: each.refresh_lease(lease.ID)).TTL == 0
+                assert insist(lambda each=each, lease=lease: each.get_lease_info(lease.ID)).TTL == -1
+
+
+def test_a_put_and_the_end_of_its_lease_have_an_order(trio: Cluster) -> None:
+    """L4, T10: whichever comes first in the log, no key is left that belongs to no lease."""
+    trio.await_ready()
+    with at(trio, 0) as putter, at(trio, 1) as revoker:
+        before_it = 0
+        for round in range(40):
+            id = revoker.lease_grant(60).ID
+            calls = [
+                putter.submit(Method.PUT, pb.PutRequest(key=b"race/%d" % n, lease=id).SerializeToString())
+                for n in range(20)
+            ]
+            if round % 2:
+                putter.wait(calls[round % 20])
+            ended = revoker.revoke_lease(id).header.revision
+            for call in calls:
+                putter.wait(call)
+                if call.error is None:
+                    before_it += 1
+                    assert pb.PutResponse.FromString(call.reply).header.revision < ended
+                else:
+                    assert isinstance(call.error, errors.LeaseNotFound)
+            assert putter.get_prefix_response("race/", count_only=True).count == 0
+        assert 0 < before_it < 40 * 20, "a race that one side always wins is none"
+
+
 def test_leases_outlive_everybody(tmp_path: Path) -> None:
     """L5: kill -9 of everything; negative ids too."""
     with Cluster(tmp_path, nodes=1) as cluster:
