@@ -8,6 +8,7 @@ to what it asked for. That history is itself judged (verdict.py), so a watcher c
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,9 @@ import pytest
 
 import kvorum
 from kvorum import errors
+from kvorum.results import WatchResponse
 from kvorum.txn import Key
+from kvorum.watching import State
 from tests.system.cluster import PROCESSES, Cluster, eventually
 from tests.system.load import Load
 from tests.system.verdict import Judge, head, insist
@@ -174,3 +177,47 @@ def test_a_watch_of_what_has_been_compacted_ends_and_says_so(tmp_path: Path) -> 
             client.compact(last + 1)
             insist(lambda: client.put("nothing", "but this"))
             assert [event.value for event in next(later).events] == [b"but this"]
+
+
+def tuned(client: kvorum.Client) -> bool:
+    """Whether its watches listen to broadcasts, and have no streams."""
+    return all(watch.state is State.TUNED for watch in client._carrier()._core._watches)
+
+
+def test_what_the_air_loses_is_fetched(tmp_path: Path) -> None:
+    """T7: a listener that reads nothing while more is published than all queues on the way hold. Others hear it."""
+    count, value = 2_000, bytes(24 << 10)
+    with Cluster(tmp_path, nodes=1) as cluster, kvorum.client(cluster.endpoints, timeout=60.0) as client:
+        first = client.put("air/0", "v").header.revision
+        with kvorum.client(cluster.endpoints) as listener, kvorum.client(cluster.endpoints) as sleeper:
+            heard: dict[str, list[int]] = {"listener": [], "sleeper": []}
+            tired, awake = threading.Event(), threading.Event()
+
+            def listen(response: WatchResponse | errors.KvorumError) -> None:
+                assert isinstance(response, WatchResponse)
+                heard["listener"] += [event.mod_revision for event in response.events]
+
+            def sleep(response: WatchResponse | errors.KvorumError) -> None:
+                assert isinstance(response, WatchResponse)
+                heard["sleeper"] += [event.mod_revision for event in response.events]
+                if tired.is_set():
+                    awake.wait(60.0)
+
+            for each, callback in ((listener, listen), (sleeper, sleep)):
+                each.add_watch_prefix_callback("air/", callback, start_revision=first)
+            for each in (listener, sleeper):
+                eventually(lambda each=each: tuned(each), 20.0, "listening")
+            streams = sleeper._carrier()._core._next_stream
+            tired.set()
+            for _ in range(count):
+                client.put("air/1", value)  # one by one: each is a publication
+            last = head(cluster)
+            expected = list(range(first, last + 1))
+            eventually(lambda: heard["listener"][-1] == last, 60.0, "the last event")
+            assert heard["listener"] == expected
+            assert len(heard["sleeper"]) < count // 2
+            assert tuned(sleeper)
+            awake.set()
+            eventually(lambda: heard["sleeper"][-1] == last, 60.0, "the last event for who slept")
+            assert heard["sleeper"] == expected
+            assert sleeper._carrier()._core._next_stream > streams, "nothing was lost: this has shown nothing"
