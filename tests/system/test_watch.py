@@ -186,7 +186,7 @@ def tuned(client: kvorum.Client) -> bool:
 
 def test_what_the_air_loses_is_fetched(tmp_path: Path) -> None:
     """T7: a listener that reads nothing while more is published than all queues on the way hold. Others hear it."""
-    count, value = 2_000, bytes(24 << 10)
+    count, value = 3_000, bytes(24 << 10)
     with Cluster(tmp_path, nodes=1) as cluster, kvorum.client(cluster.endpoints, timeout=60.0) as client:
         first = client.put("air/0", "v").header.revision
         with kvorum.client(cluster.endpoints) as listener, kvorum.client(cluster.endpoints) as sleeper:

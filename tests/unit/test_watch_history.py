@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 
 from cluster.feed import Feed
+from cluster.internal import Tick
 from kvorum import etcd_pb2 as pb
 from kvorum import wire
 from kvorum.wire import Kind, Method
@@ -219,15 +220,32 @@ def test_periodic_progress_overtakes_nothing(world: World) -> None:
 def test_progress_waits_for_every_watch_of_a_stream(world: World) -> None:
     """W6, #15220: it is asked of the stream and says of all its watches that they have been told."""
     world.put(b"k", b"1")
-    world.prompt = False  # history takes a while
     world.watch(b"c", key=b"fast")
+    world.prompt = False  # history takes a while
     slow = pb.WatchRequest(create_request=pb.WatchCreateRequest(key=b"k", start_revision=1)).SerializeToString()
     world.ask(b"c", wire.encode(Method.WATCH, Kind.STREAM_MESSAGE, 0, 1, slow), PROGRESS)
+    assert [response.created for response in world.responses(b"c")] == [True, True]
     assert progress(world, b"c") == []
     world.settle(5)
-    world.ask(b"c", PROGRESS)
-    assert [response.header.revision for response in world.responses(b"c")][-2:] == [2, 2]
     assert revisions(world, b"c") == [2]
+    assert progress(world, b"c") == []
+    world.ask(b"c", PROGRESS)
+    assert progress(world, b"c") == [2]
+
+
+def test_no_periodic_progress_while_history_is_on_its_way(world: World) -> None:
+    """W6, #15220: apply takes longer than the notification's period."""
+    world.put(b"k", b"1")
+    world.watch(b"c", key=b"other")
+    world.prompt = False
+    world.watch(b"d", key=b"k", start_revision=1, progress_notify=True)
+    for _ in range(40):
+        world.to_watch.append(Tick())
+        world.watchd.turn()
+    assert progress(world, b"d") == []
+    world.settle(40)
+    assert revisions(world, b"d") == [2]
+    assert set(progress(world, b"d")) == {2}
 
 
 def test_no_progress_is_told_before_a_watch_from_the_future_has_begun(world: World) -> None:
