@@ -40,6 +40,8 @@ FUTURE = 300
 """How far ahead a watch from the future begins."""
 READERS, CALLED, AWAITED, LATE = 7, 4, 5, 3
 """Of each form, for each node."""
+CUT_SECONDS = (0.3, 1.0, 2.5, 18.0)
+"""How long a partition lasts; the last, for runs that are longer, outlasts the patience of clients and of sockets."""
 RANGES: tuple[tuple[Key, Key | None], ...] = (
     (b"\0", b"\0"),
     ("g1/a", None),
@@ -176,8 +178,8 @@ class Compactor:
 class Trouble:
     """What is done to the cluster, a step at a time. `told` is what has been done."""
 
-    def __init__(self, cluster: Cluster, crowd: Crowd, dice: random.Random) -> None:
-        self.cluster, self.crowd, self.dice = cluster, crowd, dice
+    def __init__(self, cluster: Cluster, crowd: Crowd, dice: random.Random, *, long: bool) -> None:
+        self.cluster, self.crowd, self.dice, self.long = cluster, crowd, dice, long
         self.told: list[str] = []
 
     def run(self, seconds: float) -> None:
@@ -213,6 +215,7 @@ class Trouble:
             lambda: self.divide("one alone", lambda: network.isolate(self.dice.randrange(3))),
             lambda: self.divide("a pair parted", lambda: network.part(*pair())),
             lambda: self.divide("one way", lambda: network.cut(*pair())),
+            lambda: self.divide("clients cut off from one", lambda: network.mute(self.dice.randrange(3))),
         ]
 
     def kill(self, process: str, node: int) -> None:
@@ -224,7 +227,7 @@ class Trouble:
         self.told.append(what)
         how()
         try:
-            time.sleep(self.dice.choice((0.3, 1.0, 2.5)))
+            time.sleep(self.dice.choice(CUT_SECONDS if self.long else CUT_SECONDS[:3]))
             if self.dice.random() < 0.5:
                 node = self.dice.randrange(3)
                 self.kill(self.dice.choice(("watch", "apply")), node)
@@ -239,7 +242,7 @@ def play(cluster: Cluster, judge: Judge, *, name: str, seconds: float) -> str:
     archive = Archive(judge.first)
     crowd = Crowd(cluster.endpoints, judge.first, dice)
     compactor = Compactor(cluster, crowd, archive, random.Random(name))
-    trouble = Trouble(cluster, crowd, dice)
+    trouble = Trouble(cluster, crowd, dice, long=seconds > CUT_SECONDS[-1])
     with mock.patch("kvorum.watching.BACKLOG_BYTES_MAX", BACKLOG_BYTES), contextlib.ExitStack() as cleanup:
         cleanup.callback(crowd.close)
         try:

@@ -6,7 +6,7 @@
 
 A cut is a wrong hardware address: packets leave and nobody takes them in, as on a cable that was pulled somewhere on
 the way. Connections stay open on both sides, and what was under way comes late when the cut heals. Clients are on the
-bridge, so they go on talking to both sides of a partition.
+bridge, so they go on talking to both sides of a partition, unless a node is muted.
 
 It takes root and iproute2. The addresses are those set aside for tests of networks (RFC 2544), so nothing real is ever
 in their way; the bridge's name claims a subnet for this process.
@@ -25,6 +25,8 @@ from tests.system.cluster import Cluster
 
 _NOBODY = "02:00:00:00:00:01"
 _SUBNETS = 256
+_CLIENTS = 253
+"""The number of the bridge, beside those of the nodes."""
 
 
 class Impossible(Exception):
@@ -61,7 +63,7 @@ class Network:
         raise Impossible(f"no bridge: {said}")
 
     def _build(self) -> None:
-        _ip("addr", "add", f"{self._address(253)}/24", "dev", self._bridge)
+        _ip("addr", "add", f"{self.host(_CLIENTS)}/24", "dev", self._bridge)
         _ip("link", "set", self._bridge, "up")
         for node in range(self._nodes):
             inside, outside = self._namespace(node), f"{self._bridge}-{node}"
@@ -79,11 +81,8 @@ class Network:
     def _namespace(self, node: int) -> str:
         return f"{self._bridge}-{node}"
 
-    def _address(self, number: int) -> str:
-        return f"198.18.{self._subnet}.{number + 1}"
-
     def host(self, node: int) -> str:
-        return self._address(node)
+        return f"198.18.{self._subnet}.{node + 1}"
 
     def inside(self, node: int) -> list[str]:
         """What makes a command one of this node; the process stays the same."""
@@ -106,6 +105,10 @@ class Network:
         for other in range(self._nodes):
             if other != node:
                 self.part(node, other)
+
+    def mute(self, node: int) -> None:
+        """Clients hear nothing of it; the other nodes do."""
+        self.cut(node, _CLIENTS)
 
     def heal(self) -> None:
         for sender, receiver in self._cut:
