@@ -406,15 +406,24 @@ class WatchCore:
                 self.tuning.append((watch.topic, False))
         watch.topic = b""
 
+    def deafened(self, session: Session) -> None:
+        """Nothing is heard of its broadcasts any more. Whoever depends on them goes on by a stream, which will tell
+        where to listen again; whoever has a stream keeps to it, so a port that nobody reaches is not tried for ever."""
+        if session is self.current:
+            self._forsake(list(self._channels.values()))
+            self.tuning.clear()
+            self._set_wake()
+
     def _leave_silent(self, now: float) -> None:
         """Whoever publishes no longer: their watches go on by streams, and are told of a topic anew."""
-        for channel in [one for one in self._channels.values() if now >= one.heard_at + SILENCE_SECONDS]:
+        self._forsake([one for one in self._channels.values() if now >= one.heard_at + SILENCE_SECONDS])
+
+    def _forsake(self, channels: Iterable[Channel]) -> None:
+        for channel in channels:
             for watch in list(channel.watches):
                 self._untune(watch)
                 if watch.state is State.TUNED:
                     self._open(watch)
-                elif watch.state is State.LIVE:
-                    watch.topic = b""
 
     # ---- what comes for a watch
 
