@@ -110,7 +110,7 @@ def test_the_leader_dies_and_no_lease_is_lost_or_lives_for_ever(trio: Cluster, p
             trio.destroy(leader)
         else:
             trio.kill(leader, process)
-        eventually(lambda: client.put("serves", "v"), 60.0, "a leader")
+        insist(lambda: client.put("serves", "v"), 60.0)
         led = time.monotonic()
         eventually(lambda: gone(client, "left"), 60.0, "the end of the lease")
         assert time.monotonic() - led < left.TTL + LATE_SECONDS + 30
