@@ -367,7 +367,7 @@ def expected(world: Air, watch: Watch, start: int) -> list[tuple[int, bytes]]:
 
 @pytest.mark.parametrize("seed", range(60))
 def test_a_listener_hears_every_change_once_and_in_order_whatever_the_air_loses(seed: int) -> None:
-    """W1 to W5: across drops, silence, deaf ears, reconnects, restarts of the watch process, new sessions with apply."""
+    """W1 to W5: over drops, silence, deaf ears, reconnects, restarts of the watch process, new sessions with apply."""
     dice = random.Random(seed)
     world, listeners = play(dice, 300)
     heal(world, listeners)
