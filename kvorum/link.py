@@ -10,9 +10,10 @@ later, to another process that took its port. Heartbeats find a peer that went a
 Three traps of libzmq are handled here. Its file descriptors are edge-triggered: they tell of news since the last look,
 so a link is read until empty before anyone waits (and after each send, which may have looked). A monitored socket
 whose monitor was closed first blocks the reaper thread, and with it every later close, for ever: `_close` keeps the
-order. And a socket that reconnects by itself ends the whole process ("Assertion failed: _input_stopped", libzmq #3937,
-open in 4.3.5) when it is read again after its queue was full and its connection was replaced; a full queue makes that
-likely, for heartbeats are not read either. No socket here ever reconnects.
+order. And a connection whose queue is full can end the whole process (seen with 4.3.5): by "Assertion failed:
+!_io_error" when its peer goes and the next heartbeat is due, by "_input_stopped" (libzmq #3937) when it was replaced by
+a reconnect and is read again. Nor are heartbeats read from it, so it is lost although its peer lives. So nothing here
+has a bound on its queue: what comes while nobody reads takes this process's memory, and not the node's.
 """
 
 from __future__ import annotations
@@ -31,9 +32,6 @@ HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS, HEARTBEAT_TTL_MS = 500, 2000, 10_000
 """A node that goes away without a word is missed after 2.5 s; it misses a client that stands still after 10 s."""
 RECEIVE_BYTES_MAX = 1 << 30
 """A batch of answers over this ends the connection before memory is taken for it."""
-
-EAR_MESSAGES_MAX = 1000
-"""Publications that wait to be read; what comes beyond is dropped, which is noticed."""
 
 _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
@@ -92,6 +90,7 @@ class Link:
         for option, value in (
             (zmq.LINGER, 0),
             (zmq.RECONNECT_IVL, -1),
+            (zmq.RCVHWM, 0),
             (zmq.HEARTBEAT_IVL, HEARTBEAT_MS),
             (zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS),
             (zmq.HEARTBEAT_TTL, HEARTBEAT_TTL_MS),
@@ -154,7 +153,7 @@ class Ear(Link):
     """Where a node's broadcasts are heard. What is missed, here or with the connection, nobody tells it."""
 
     _kind = zmq.SUB
-    _options = ((zmq.RCVHWM, EAR_MESSAGES_MAX),)
+    _options = ()
 
     def tune(self, topic: bytes, wanted: bool) -> None:
         self.socket.setsockopt(zmq.SUBSCRIBE if wanted else zmq.UNSUBSCRIBE, topic)

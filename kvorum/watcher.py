@@ -3,7 +3,7 @@
     any thread ──(orders, nudge)──▶ the watcher's thread: core, sockets, callbacks ──(queue)──▶ the reader's thread
 
 Only this thread touches the core and its sockets; it starts with the first watch. Callbacks run in it, one after the
-other, so a slow one holds up every watch of its client, and what comes meanwhile waits in the network. A callback that
+other, so a slow one holds up every watch of its client, and what comes meanwhile waits in memory. A callback that
 raises ends its watch, and the exception goes where those of threads go (threading.excepthook).
 """
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import kvorum
-from kvorum import errors, results
+from kvorum import errors
 from kvorum import etcd_pb2 as pb
 from kvorum.results import WatchResponse
 from tests.system.cluster import Cluster, eventually
@@ -84,7 +84,7 @@ def test_the_verdict_on_a_log_can_be_guilty() -> None:
         made.created = since + 2
         for response in responses:
             header = pb.ResponseHeader(revision=99)
-            made.take(WatchResponse(header, tuple(results.event(each) for each in response)))
+            made.take(WatchResponse(header, response))
         return made.verdict(truth, {})
 
     assert log(whole, 2) == ""
