@@ -1,15 +1,18 @@
 """A short-lived directory for what the processes of a running node share: local sockets, metrics, node.json.
 
     BASE/kvorum-XXXXXXXX     0700, flock held by the supervisor as long as it lives, removed when it stops
+      OWNER                  nothing in it; says that the directory is one of these
 
 It is not in the data directory because the path of a local socket may have 107 bytes at most, and data directories are
 deep. BASE is the first of $RUNTIME_DIRECTORY (systemd), $XDG_RUNTIME_DIR and /tmp that can be written and is short
 enough.
 
 A supervisor that is killed leaves its directory behind; the next one on the machine removes it. Safe, because only
-directories are touched that bear the name, belong to this user, and whose lock is free: a living owner holds it. One
-window remains, between an owner's mkdir and its lock; so the owner looks, once it has the lock, whether the directory
-it locked is still the one at that path, and else makes another. The lock also tells systemd-tmpfiles to leave it alone.
+directories are touched that bear the name and the mark, belong to this user, and whose lock is free: a living owner
+holds it. The name alone proves nothing: people call their own things in /tmp so. What has no mark is removed if it is
+empty, as an owner leaves it that was killed before it could make one, or that is about to: between an owner's mkdir and
+its lock one window remains. So the owner looks, once it has the lock, whether the directory is still there and the one
+it locked, and else makes another. The lock also tells systemd-tmpfiles to leave it alone.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import tempfile
 from collections.abc import Mapping
 
 PREFIX = "kvorum-"
+MARK = "OWNER"
 SOCKET_PATH_MAX = 107
 """sun_path of Linux has 108 bytes with the final zero."""
 _NAME_MAX = 20
@@ -43,18 +47,29 @@ class RunDir:
         _remove_stale(base)
         while True:
             path = tempfile.mkdtemp(prefix=PREFIX, dir=base)
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.stat(path), os.fstat(fd)):
-                    return cls(path, fd)
-            except (BlockingIOError, FileNotFoundError):
-                pass  # somebody took it for a stale one
-            os.close(fd)
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):  # somebody took it for a stale one
+                return cls(path, _take(path))
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._fd)
+
+
+def _take(path: str) -> int:
+    """Lock a directory that was just made, and mark it. Returns the descriptor that holds the lock.
+
+    Raises BlockingIOError or FileNotFoundError if another supervisor has taken it for a stale one.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(os.open(MARK, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=fd))
+        if not os.path.samestat(os.stat(path), os.fstat(fd)):
+            raise FileNotFoundError(path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _base(environment: Mapping[str, str]) -> str:
@@ -77,6 +92,9 @@ def _remove_stale(base: str) -> None:
             fd = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(entry.path)
+                if os.path.exists(os.path.join(entry.path, MARK)):
+                    shutil.rmtree(entry.path)
+                else:
+                    os.rmdir(entry.path)
             finally:
                 os.close(fd)

@@ -13,8 +13,13 @@
     own processes      ROUTER/DEALER ipc  no limit here: the conversations have windows (cluster/internal.py)
 
 What comes over TCP is bounded in size before it is read (MAXMSGSIZE), and a connection that doesn't finish its
-handshake or stops answering heartbeats is closed. Local sockets live in a directory that only the node's user may
-enter.
+handshake, or whose other end is gone without a word, is closed. Local sockets live in a directory that only the node's
+user may enter.
+
+Who listens finds out by TCP's own keep-alive, and must not send ZeroMQ's heartbeats: libzmq 4.3.5 stops reading a
+connection whose queue is full, notes its end for later, and ends the whole process at the next heartbeat ("Assertion
+failed: !_io_error"). A client that asked for much, of a process that was busy, and left would take that process with
+it. Who calls a peer may send them: nothing comes in there that could fill a queue.
 """
 
 from __future__ import annotations
@@ -43,8 +48,11 @@ def _tcp(socket: zmq.Socket[bytes], *, bytes_max: int, queue: int) -> None:
     socket.setsockopt(zmq.RCVHWM, queue)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.HANDSHAKE_IVL, 5_000)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 15_000)
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 5)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 5)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
+    socket.setsockopt(zmq.TCP_MAXRT, 20_000)
     socket.setsockopt(zmq.IPV6, 1)
 
 
@@ -67,6 +75,8 @@ def peer_listener(context: zmq.Context[zmq.Socket[bytes]], url: str) -> zmq.Sock
 def peer_caller(context: zmq.Context[zmq.Socket[bytes]], url: str) -> zmq.Socket[bytes]:
     socket = context.socket(zmq.DEALER)
     _tcp(socket, bytes_max=PEER_BYTES_MAX, queue=256)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 15_000)
     socket.setsockopt(zmq.IMMEDIATE, 1)
     socket.setsockopt(zmq.RECONNECT_IVL, 50)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)

@@ -1,4 +1,4 @@
-"""ZeroMQ under a client: one connection is one DEALER socket with its monitor. The only file here that makes sockets.
+"""ZeroMQ under a client: one connection is one socket with its monitor. The only file here that makes sockets.
 
     Lines.pump:  tick, open and close links as the core says, send its batches, give it what came in
     poll the file descriptors in between; pump again when one is readable or the core's `wake_at` has come
@@ -7,10 +7,13 @@ A socket connects once: with reconnecting off and IMMEDIATE on, ZeroMQ queues no
 the monitor's DISCONNECTED is the end. So a batch that was accepted went to the one node we greeted, or nowhere; never,
 later, to another process that took its port. Heartbeats find a peer that went away without a word.
 
-Two traps of libzmq are handled here. Its file descriptors are edge-triggered: they tell of news since the last look,
-so a link is read until empty before anyone waits (and after each send, which may have looked). And a monitored socket
+Three traps of libzmq are handled here. Its file descriptors are edge-triggered: they tell of news since the last look,
+so a link is read until empty before anyone waits (and after each send, which may have looked). A monitored socket
 whose monitor was closed first blocks the reaper thread, and with it every later close, for ever: `_close` keeps the
-order.
+order. And a connection whose queue is full can end the whole process (seen with 4.3.5): by "Assertion failed:
+!_io_error" when its peer goes and the next heartbeat is due, by "_input_stopped" (libzmq #3937) when it was replaced by
+a reconnect and is read again. Nor are heartbeats read from it, so it is lost although its peer lives. So nothing here
+has a bound on its queue: what comes while nobody reads takes this process's memory, and not the node's.
 """
 
 from __future__ import annotations
@@ -29,9 +32,6 @@ HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS, HEARTBEAT_TTL_MS = 500, 2000, 10_000
 """A node that goes away without a word is missed after 2.5 s; it misses a client that stands still after 10 s."""
 RECEIVE_BYTES_MAX = 1 << 30
 """A batch of answers over this ends the connection before memory is taken for it."""
-
-EAR_MESSAGES_MAX = 1000
-"""Publications that wait to be read; what comes beyond is dropped, which is noticed."""
 
 _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
@@ -69,6 +69,9 @@ class Link:
       zmq.ZMQError: the address is not one that ZeroMQ understands.
     """
 
+    _kind = zmq.DEALER
+    _options: tuple[tuple[int, int], ...] = ((zmq.IMMEDIATE, 1),)
+
     def __init__(self, address: str) -> None:
         context = _context()
         self.up = False
@@ -78,7 +81,7 @@ class Link:
         """There may be something to look() at. True at first: connecting may have swallowed the first news."""
         self.trouble = ""
         """Why the link is down for good; empty while it may yet come up or is up."""
-        self.socket = context.socket(zmq.DEALER)
+        self.socket = context.socket(self._kind)
         monitor_address = f"inproc://kvorum-link-{next(_serial)}"
         self.socket.monitor(monitor_address, int(_MONITORED))
         self.monitor = context.socket(zmq.PAIR)
@@ -87,11 +90,12 @@ class Link:
         for option, value in (
             (zmq.LINGER, 0),
             (zmq.RECONNECT_IVL, -1),
-            (zmq.IMMEDIATE, 1),
+            (zmq.RCVHWM, 0),
             (zmq.HEARTBEAT_IVL, HEARTBEAT_MS),
             (zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS),
             (zmq.HEARTBEAT_TTL, HEARTBEAT_TTL_MS),
             (zmq.MAXMSGSIZE, RECEIVE_BYTES_MAX),
+            *self._options,
         ):
             self.socket.setsockopt(option, value)
         if address.startswith("tcp://["):
@@ -145,56 +149,15 @@ class Link:
         self._finalizer()
 
 
-class Ear:
-    """Where a node's broadcasts are heard. It connects and reconnects by itself; what it misses, nobody tells it.
+class Ear(Link):
+    """Where a node's broadcasts are heard. What is missed, here or with the connection, nobody tells it."""
 
-    Raises (constructor): as Link.
-    """
-
-    def __init__(self, address: str) -> None:
-        self.stirred = True
-        self.socket = _context().socket(zmq.SUB)
-        self._finalizer = weakref.finalize(self, _close_plain, self.socket, os.getpid())
-        for option, value in (
-            (zmq.LINGER, 0),
-            (zmq.RCVHWM, EAR_MESSAGES_MAX),
-            (zmq.RECONNECT_IVL, 100),
-            (zmq.RECONNECT_IVL_MAX, 1000),
-            (zmq.HEARTBEAT_IVL, HEARTBEAT_MS),
-            (zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS),
-            (zmq.HEARTBEAT_TTL, HEARTBEAT_TTL_MS),
-            (zmq.MAXMSGSIZE, RECEIVE_BYTES_MAX),
-        ):
-            self.socket.setsockopt(option, value)
-        if address.startswith("tcp://["):
-            self.socket.setsockopt(zmq.IPV6, 1)
-        self.fd = int(self.socket.FD)
-        try:
-            self.socket.connect(address)
-        except zmq.ZMQError:
-            self.close()
-            raise
+    _kind = zmq.SUB
+    _options = ()
 
     def tune(self, topic: bytes, wanted: bool) -> None:
         self.socket.setsockopt(zmq.SUBSCRIBE if wanted else zmq.UNSUBSCRIBE, topic)
         self.stirred = True  # looking into it may have swallowed the news of something to receive
-
-    def receive(self) -> bytes | None:
-        """The next publication; None if there is none yet."""
-        if not self.socket.getsockopt(_EVENTS) & _POLLIN:  # type: ignore[operator]
-            return None
-        try:
-            return b"".join(self.socket.recv_multipart(_NOBLOCK))
-        except zmq.Again:
-            return None
-
-    def close(self) -> None:
-        self._finalizer()
-
-
-def _close_plain(socket: zmq.Socket[bytes], pid: int) -> None:
-    if os.getpid() == pid:
-        socket.close(0)
 
 
 class Session(Protocol):
@@ -354,6 +317,7 @@ class ListeningCore(Core[L], Protocol[L]):
     """Topics to subscribe to (True), or to leave."""
 
     def published(self, session: L, frame: bytes, now: float) -> None: ...
+    def deafened(self, session: L) -> None: ...
 
 
 class ListeningLines(Lines[L]):
@@ -367,8 +331,9 @@ class ListeningLines(Lines[L]):
 
     def readable(self, fd: int) -> None:
         for ear in self._ears.values():
-            if ear.fd == fd:
+            if fd in ear.fds:
                 ear.stirred = True
+                ear.news |= fd == ear.fds[1]
                 return
         super().readable(fd)
 
@@ -390,20 +355,28 @@ class ListeningLines(Lines[L]):
                 core.tuning.clear()
                 session.broadcast = ""
                 return False
-            self._watch(ear.fd)
+            for fd in ear.fds:
+                self._watch(fd)
         for topic, wanted in core.tuning:
             ear.tune(topic, wanted)
         core.tuning.clear()
         heard = False
         if ear.stirred:
             ear.stirred = False
+            if ear.news:
+                ear.look()
             while (frame := ear.receive()) is not None:
                 core.published(session, frame, now)
+                heard = True
+            if ear.trouble:
+                self._stop_listening(session)
+                core.deafened(session)
                 heard = True
         return heard
 
     def _stop_listening(self, session: L) -> None:
         ear = self._ears.pop(session, None)
         if ear is not None:
-            self._unwatch(ear.fd)
+            for fd in ear.fds:
+                self._unwatch(fd)
             ear.close()

@@ -3,7 +3,7 @@
     any thread ──(orders, nudge)──▶ the watcher's thread: core, sockets, callbacks ──(queue)──▶ the reader's thread
 
 Only this thread touches the core and its sockets; it starts with the first watch. Callbacks run in it, one after the
-other, so a slow one holds up every watch of its client, and what comes meanwhile waits in the network. A callback that
+other, so a slow one holds up every watch of its client, and what comes meanwhile waits in memory. A callback that
 raises ends its watch, and the exception goes where those of threads go (threading.excepthook).
 """
 
@@ -172,9 +172,13 @@ class Watcher:
         given = self._core.given
         while given:
             item = given.popleft()
-            take = self._takers.get(item.watch)
+            watch = item.watch
+            take = self._takers.get(watch)
             if take is not None:
                 self._hand_over(take, item)
+            if watch.state is State.PAUSED and watch.read_bytes == watch.given_bytes:
+                # A callback has read it all by now; an iterator's reader, while we were about to call it slow.
+                self._core.caught_up(watch, monotonic())
         wait = self._lines.wait(now)
         if self._core.wants_members and self._takers:
             wait = min(wait, max(0.0, self._learn_at - now))

@@ -380,6 +380,7 @@ class WatchCore:
             fresh = whole.behind(watch.next - 1)
             if len(fresh):
                 self._give(watch, fresh, size)
+                self._pause_if_slow(watch)
         watch.next = last + 1
         if watch.curious:
             watch.curious = False
@@ -387,9 +388,6 @@ class WatchCore:
             header.CopyFrom(self._header)
             header.revision = last
             self._give(watch, WatchResponse(header, ()))
-        if watch.given_bytes - watch.read_bytes > BACKLOG_BYTES_MAX:
-            self._untune(watch)
-            watch.state = State.PAUSED
 
     def _tune(self, watch: Watch, topic: bytes, now: float) -> None:
         channel = self._channels.get(topic)
@@ -408,15 +406,24 @@ class WatchCore:
                 self.tuning.append((watch.topic, False))
         watch.topic = b""
 
+    def deafened(self, session: Session) -> None:
+        """Nothing is heard of its broadcasts any more. Whoever depends on them goes on by a stream, which will tell
+        where to listen again; whoever has a stream keeps to it, so a port that nobody reaches is not tried for ever."""
+        if session is self.current:
+            self._forsake(list(self._channels.values()))
+            self.tuning.clear()
+            self._set_wake()
+
     def _leave_silent(self, now: float) -> None:
         """Whoever publishes no longer: their watches go on by streams, and are told of a topic anew."""
-        for channel in [one for one in self._channels.values() if now >= one.heard_at + SILENCE_SECONDS]:
+        self._forsake([one for one in self._channels.values() if now >= one.heard_at + SILENCE_SECONDS])
+
+    def _forsake(self, channels: Iterable[Channel]) -> None:
+        for channel in channels:
             for watch in list(channel.watches):
                 self._untune(watch)
                 if watch.state is State.TUNED:
                     self._open(watch)
-                elif watch.state is State.LIVE:
-                    watch.topic = b""
 
     # ---- what comes for a watch
 
@@ -447,10 +454,7 @@ class WatchCore:
             if seen is not None and (len(seen) or watch.asked.progress_notify or watch.curious):
                 watch.curious &= bool(len(seen))
                 self._give(watch, seen, len(payload))
-            if watch.given_bytes - watch.read_bytes > BACKLOG_BYTES_MAX:
-                self._close(watch)
-                self._untune(watch)
-                watch.state = State.PAUSED
+                self._pause_if_slow(watch)
 
     def _closed(self, session: Session, stream: int, status: int, payload: bytes, now: float) -> None:
         error = errors.from_wire(status, payload.decode("utf-8", "replace"))
@@ -464,6 +468,13 @@ class WatchCore:
     def _give(self, watch: Watch, what: WatchResponse | KvorumError | None, size: int = 0) -> None:
         watch.given_bytes += size
         self.given.append(Given(watch, what, size))
+
+    def _pause_if_slow(self, watch: Watch) -> None:
+        """Only now that it was given something, so that whoever reads that will find it paused."""
+        if watch.given_bytes - watch.read_bytes > BACKLOG_BYTES_MAX:
+            self._close(watch)
+            self._untune(watch)
+            watch.state = State.PAUSED
 
     # ---- streams
 

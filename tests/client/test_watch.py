@@ -194,6 +194,32 @@ def test_a_slow_reader_costs_a_bounded_amount_of_memory_and_misses_nothing(
         cancel()
 
 
+def test_a_slow_callback_is_called_again_when_it_has_caught_up(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody reads for it who could notice: the thread that calls it must."""
+    monkeypatch.setattr("kvorum.watching.BACKLOG_BYTES_MAX", 10_000)
+    with kvorum.client(node.address) as client:
+        got: queue.SimpleQueue[WatchResponse | errors.KvorumError] = queue.SimpleQueue()
+        held = threading.Event()
+
+        def slow(response: WatchResponse | errors.KvorumError) -> None:
+            held.wait(10.0)
+            got.put(response)
+
+        number = client.add_watch_callback("k", slow)
+        for i in range(200):
+            client.put("k", f"{i:04}" * 100)
+        held.set()
+        seen: list[int] = []
+        while len(seen) < 200:
+            response = got.get(timeout=10.0)
+            assert isinstance(response, WatchResponse)
+            seen += [event.mod_revision for event in response.events]
+        assert seen == list(range(2, 202))
+        creations = [r for r in node.watch_requests if r.HasField("create_request")]
+        assert len(creations) > 1
+        client.cancel_watch(number)
+
+
 def test_closing_the_client_ends_its_watches(node: FakeNode) -> None:
     client = kvorum.client(node.address)
     events, _ = client.watch("k")

@@ -156,7 +156,7 @@ class Cluster:
         self.directory.mkdir(parents=True, exist_ok=True)
         with open(self.directory / f"{self.places[node].name}.log", "ab") as log:
             self._processes[node] = process = subprocess.Popen(
-                [sys.executable, "-m", "cluster.cli", *arguments],
+                self.command(node, arguments),
                 env=clean_environment(XDG_RUNTIME_DIR=self._runtime, **{**self.environment, **environment}),
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
@@ -167,6 +167,14 @@ class Cluster:
             OUTLIVING.add(process.pid)
         if wait:
             eventually(lambda: self.healthy(node), 30.0, f"node {node} ready")
+
+    def host(self, node: int) -> str:
+        """Where the node listens."""
+        return "127.0.0.1"
+
+    def command(self, node: int, arguments: list[str]) -> list[str]:
+        """What starts it."""
+        return [sys.executable, "-m", "cluster.cli", *arguments]
 
     def stop(self, node: int) -> int:
         """SIGTERM, and wait. Returns the exit code."""
@@ -246,7 +254,7 @@ class Cluster:
 
     def endpoint(self, node: int) -> str:
         """host:port for kvorum.client."""
-        return f"127.0.0.1:{self.places[node].port + local.STEP_NATIVE}"
+        return f"{self.host(node)}:{self.places[node].port + local.STEP_NATIVE}"
 
     @property
     def endpoints(self) -> list[str]:
@@ -254,7 +262,7 @@ class Cluster:
 
     def http(self, node: int, path: str, timeout: float = 7.0) -> tuple[int, str]:
         """GET from the metrics port: status and body."""
-        url = f"{self.places[node].url(local.STEP_METRICS, 'http')}{path}"
+        url = f"http://{self.host(node)}:{self.places[node].port + local.STEP_METRICS}{path}"
         try:
             with urllib.request.urlopen(url, timeout=timeout) as answer:
                 return answer.status, answer.read().decode()

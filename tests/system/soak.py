@@ -4,8 +4,9 @@
 
 A round is half a minute of what test_kill, test_failpoints and test_watch do one at a time, drawn by a seed: processes
 killed and paused, alone and together, everything killed at once, nodes stopped cleanly, leadership moved, failpoints
-struck. Clusters have one, three and five nodes and live for a few rounds. When the judge or a watcher finds something
-wrong it ends with 1 and says what had been done. A seed draws the same troubles again, not the same moments.
+struck. Clusters have one, three and five nodes and live for a few rounds; between them come some with a crowd of
+watchers and a network that can be cut (crowd.py). When the judge or a watcher finds something wrong it ends with 1 and
+says what had been done. A seed draws the same troubles again, not the same moments.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ from pathlib import Path
 
 import kvorum
 from kvorum.errors import KvorumError
-from tests.system.cluster import eventually
+from tests.system.cluster import Cluster, eventually
+from tests.system.crowd import play
 from tests.system.load import Load
+from tests.system.network import Divisible, Impossible, Network
 from tests.system.test_failpoints import POINTS, STRUCK, Armed
 from tests.system.test_kill import kill, kill_cluster
-from tests.system.test_watch import COMPLETE_SECONDS, Watcher
+from tests.system.test_watch import COMPLETE_SECONDS
 from tests.system.undisturbed import rss_bytes
 from tests.system.verdict import Judge
+from tests.system.watchers import Watcher
 
 SETTINGS = {"heartbeat-interval": "50", "election-timeout": "500"}
 CHILDREN = ("raft", "apply", "watch")
@@ -145,13 +149,30 @@ class Soak:
         """Raises what is wrong, after reporting how it came about."""
         until = time.monotonic() + 60 * minutes
         while time.monotonic() < until:
-            nodes = (3, 1, 3, 5)[self.clusters % 4]
+            nodes = (3, 0, 1, 3, 0, 5)[self.clusters % 6]
             self.clusters += 1
-            with (
-                tempfile.TemporaryDirectory(prefix="kvorum-soak-") as directory,
-                Armed(Path(directory) / "cluster", nodes=nodes, settings=SETTINGS) as cluster,
-            ):
-                self._cluster(cluster, until)
+            with tempfile.TemporaryDirectory(prefix="kvorum-soak-") as directory:
+                if nodes:
+                    with Armed(Path(directory) / "cluster", nodes=nodes, settings=SETTINGS) as cluster:
+                        self._cluster(cluster, until)
+                else:
+                    self._crowd(Path(directory) / "cluster", until)
+
+    def _crowd(self, directory: Path, until: float) -> None:
+        try:
+            made: Cluster = Divisible(directory, Network(3))
+        except Impossible as reason:
+            self.report(f"no partitions: {reason}")
+            made = Cluster(directory)
+        with made as cluster:
+            judge = Judge(cluster)
+            for _ in range(ROUNDS):
+                if time.monotonic() > until:
+                    return
+                self.rounds += 1
+                self.report(
+                    f"round {self.rounds}: {play(cluster, judge, name=f'{self.seed}.{self.rounds}', seconds=40.0)}"
+                )
 
     def _cluster(self, cluster: Armed, until: float) -> None:
         judge = Judge(cluster)

@@ -14,9 +14,8 @@ from kvorum import errors
 from kvorum import etcd_pb2 as pb
 from kvorum.wire import Method
 from tests.system.cluster import ELECTION_MS, Cluster, eventually
-
-LATE_SECONDS = 3.0
-"""How long after its time, with a leader, a lease may still be seen; beside what the machine stands still."""
+from tests.system.tenants import LATE_SECONDS, Quiet, Tenant
+from tests.system.verdict import insist
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +110,7 @@ def test_the_leader_dies_and_no_lease_is_lost_or_lives_for_ever(trio: Cluster, p
             trio.destroy(leader)
         else:
             trio.kill(leader, process)
-        eventually(lambda: client.put("serves", "v"), 60.0, "a leader")
+        insist(lambda: client.put("serves", "v"), 60.0)
         led = time.monotonic()
         eventually(lambda: gone(client, "left"), 60.0, "the end of the lease")
         assert time.monotonic() - led < left.TTL + LATE_SECONDS + 30
@@ -146,10 +145,94 @@ def test_a_leader_that_sleeps_past_a_lease_ends_nothing_that_others_have_renewed
         client.revoke_lease(lease.ID)
 
 
+def test_owners_keep_time_while_leaders_are_killed_and_paused(trio: Cluster) -> None:
+    """L1, L2, L6, L8: over every way in which a leader is lost, and through its waking up again."""
+    trio.await_ready()
+    endpoints, quiet, terms = trio.endpoints, Quiet(), set()
+    with kvorum.client(endpoints, timeout=5.0) as client:
+        before = client.leases()
+        tenants = [Tenant(endpoints[n % 3 :] + endpoints[: n % 3], str(n), quiet) for n in range(9)]
+        try:
+            for trouble in ("kill raft", "pause raft", "kill apply", "pause apply", "kill supervisor", "pause both"):
+                time.sleep(1.5)
+                how, process = trouble.split()
+                leader = trio.leader()
+                quiet.disturbed()
+                if how == "kill":
+                    trio.kill(leader, process)
+                    if process == "supervisor":
+                        insist(lambda: client.put("tenants", "without it"))
+                        trio.start(leader, wait=False)
+                else:
+                    for each in ("raft", "apply") if process == "both" else (process,):
+                        trio.pause(leader, each)
+                    time.sleep(3.5)  # longer than any of the leases
+                    trio.resume()
+                terms.add(insist(lambda trouble=trouble: client.put("tenants", trouble)).header.raft_term)
+                quiet.settled()
+            time.sleep(1.5)
+        finally:
+            trio.resume()
+            for tenant in tenants:
+                tenant.stop()
+        wrong = [said for tenant in tenants for said in tenant.wrong]
+        assert not wrong, "\n".join(wrong)
+        assert len(terms) > 3, "hardly a leader was lost"
+        assert sum(tenant.ended for tenant in tenants) > 20
+        assert sum(tenant.renewed for tenant in tenants) > 100
+        eventually(lambda: not [id for id in client.leases() if id not in before], 60.0, "the end of all leases")
+
+
 def renew(client: kvorum.Client, id: int) -> None:
     """What is answered must say that it lives; no leader for a while is no answer."""
     with contextlib.suppress(errors.Unavailable, errors.Ambiguous):
         assert client.refresh_lease(id).TTL > 0
+
+
+def test_a_lease_just_granted_is_known_everywhere_at_once(trio: Cluster) -> None:
+    """L6, etcd #13932: no "not found" after an acknowledged grant, also from who was started a moment ago."""
+    trio.await_ready()
+    clients = [at(trio, node) for node in range(3)]
+    with contextlib.ExitStack() as stack:
+        for each in clients:
+            stack.enter_context(each)
+        for round in range(9):
+            lease = insist(lambda round=round: clients[round % 3].lease_grant(60))
+            if round % 3 == 1:
+                trio.kill(trio.leader() if round % 2 else (round // 3), "apply")
+            for each in clients:
+                assert insist(lambda each=each, lease=lease: each.refresh_lease(lease.ID)).TTL == lease.TTL
+                assert insist(lambda each=each, lease=lease: each.get_lease_info(lease.ID)).grantedTTL == lease.TTL
+                assert lease.ID in insist(each.leases)
+            insist(lambda lease=lease: clients[0].revoke_lease(lease.ID))
+            for each in clients:
+                assert insist(lambda each=each, lease=lease: each.refresh_lease(lease.ID)).TTL == 0
+                assert insist(lambda each=each, lease=lease: each.get_lease_info(lease.ID)).TTL == -1
+
+
+def test_a_put_and_the_end_of_its_lease_have_an_order(trio: Cluster) -> None:
+    """L4, T10: whichever comes first in the log, no key is left that belongs to no lease."""
+    trio.await_ready()
+    with at(trio, 0) as putter, at(trio, 1) as revoker:
+        before_it = 0
+        for round in range(40):
+            id = revoker.lease_grant(60).ID
+            calls = [
+                putter.submit(Method.PUT, pb.PutRequest(key=b"race/%d" % n, lease=id).SerializeToString())
+                for n in range(20)
+            ]
+            if round % 2:
+                putter.wait(calls[round % 20])
+            ended = revoker.revoke_lease(id).header.revision
+            for call in calls:
+                putter.wait(call)
+                if call.error is None:
+                    before_it += 1
+                    assert pb.PutResponse.FromString(call.reply).header.revision < ended
+                else:
+                    assert isinstance(call.error, errors.LeaseNotFound)
+            assert putter.get_prefix_response("race/", count_only=True).count == 0
+        assert 0 < before_it < 40 * 20, "a race that one side always wins is none"
 
 
 def test_leases_outlive_everybody(tmp_path: Path) -> None:

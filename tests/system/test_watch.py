@@ -8,7 +8,9 @@ to what it asked for. That history is itself judged (verdict.py), so a watcher c
 from __future__ import annotations
 
 import contextlib
-import threading
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +19,11 @@ import pytest
 
 import kvorum
 from kvorum import errors
-from kvorum import etcd_pb2 as pb
-from kvorum.results import DeleteEvent, Event, WatchResponse
 from kvorum.txn import Key
-from tests.checkers.model import inside
-from tests.system.cluster import PROCESSES, Cluster, eventually
+from tests.system.cluster import PROCESSES, ROOT, Cluster, eventually
 from tests.system.load import Load
-from tests.system.verdict import History, Judge, head, insist
+from tests.system.verdict import Judge, head, insist
+from tests.system.watchers import Watcher
 
 COMPLETE_SECONDS = 20.0
 """W7: in a healthy cluster every watch reaches the head by then."""
@@ -33,87 +33,6 @@ RANGES: dict[str, tuple[Key, Key | None]] = {
     "a group": ("g2/", "g20"),
     "from a key on": ("g2/b", b"\0"),
 }
-
-
-class Watcher:
-    """Writes down all that a watch is given. It checks as it goes: order, uniqueness, whole revisions."""
-
-    def __init__(
-        self,
-        endpoints: list[str],
-        key: Key,
-        end: Key | None,
-        *,
-        start: int,
-        prev_kv: bool = False,
-        filters: tuple[str, ...] = (),
-        discover: bool = True,
-        pause: float = 0.0,
-    ) -> None:
-        self.key, self.end, self.start, self.prev_kv, self.filters = key, end, start, prev_kv, filters
-        self.pause = pause
-        self.events: list[Event] = []
-        self.wrong: list[str] = []
-        self.error: BaseException | None = None
-        self._client = kvorum.client(endpoints, discover=discover, shuffle=False, timeout=30.0)
-        self.responses, self._cancel = self._client.watch_response(
-            key, range_end=end, start_revision=start, prev_kv=prev_kv, filters=filters
-        )
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    @property
-    def revision(self) -> int:
-        return self.events[-1].mod_revision if self.events else 0
-
-    def stop(self) -> None:
-        self._cancel()
-        self._thread.join(10.0)
-        self._client.close()
-        if self.error is not None:
-            raise self.error
-
-    def _run(self) -> None:
-        try:
-            for response in self.responses:
-                self._take(response)
-                if self.pause:
-                    time.sleep(self.pause)
-        except BaseException as error:
-            self.error = error
-
-    def _take(self, response: WatchResponse) -> None:
-        revisions = [event.mod_revision for event in response.events]
-        if revisions and (revisions != sorted(revisions) or revisions[0] <= self.revision):
-            self.wrong.append(f"after revision {self.revision} came {revisions}")  # W1, W2, W4
-        self.events += response.events
-
-    def expected(self, truth: History, before: dict[bytes, pb.KeyValue]) -> list[pb.Event]:
-        """What it must have been given of `truth`; `before` is the state at its beginning."""
-        key = self.key.encode() if isinstance(self.key, str) else self.key
-        end = self.end.encode() if isinstance(self.end, str) else self.end or b""
-        state, found = dict(before), []
-        for revision in sorted(truth):
-            for event in truth[revision]:
-                deleted = event.type == pb.Event.DELETE
-                unwanted = ("nodelete" if deleted else "noput") in self.filters
-                if revision >= self.start and inside(event.kv.key, key, end) and not unwanted:
-                    told = pb.Event(type=event.type, kv=event.kv)
-                    if self.prev_kv and event.kv.key in state:
-                        told.prev_kv.CopyFrom(state[event.kv.key])
-                    found.append(told)
-                if deleted:
-                    state.pop(event.kv.key, None)
-                else:
-                    state[event.kv.key] = event.kv
-        return found
-
-    def told(self) -> list[pb.Event]:
-        found = []
-        for event in self.events:
-            kind = pb.Event.DELETE if isinstance(event, DeleteEvent) else pb.Event.PUT
-            found.append(pb.Event(type=kind, kv=event.kv, prev_kv=event.prev_kv))
-        return found
 
 
 class Stage:
@@ -258,3 +177,61 @@ def test_a_watch_of_what_has_been_compacted_ends_and_says_so(tmp_path: Path) -> 
             client.compact(last + 1)
             insist(lambda: client.put("nothing", "but this"))
             assert [event.value for event in next(later).events] == [b"but this"]
+
+
+SLEEPER = """
+import sys
+import kvorum
+from kvorum.watching import State
+
+with kvorum.client(sys.argv[1], timeout=60.0) as client:
+    responses, cancel = client.watch_prefix_response("air/", start_revision=int(sys.argv[2]))
+    (watch,) = client._carrier()._core._watches
+    heard = [event.mod_revision for event in next(responses).events]
+    while watch.state is not State.TUNED:
+        pass
+    streams = client._carrier()._core._next_stream
+    print("tuned", flush=True)
+    last = int(sys.stdin.readline())
+    while heard[-1] < last:
+        heard += [event.mod_revision for event in next(responses).events]
+    assert heard == list(range(int(sys.argv[2]), last + 1)), "not all, or not once, or not in order"
+    assert client._carrier()._core._next_stream > streams, "nothing was lost: this has shown nothing"
+    print("all", flush=True)
+"""
+
+
+def test_what_the_air_loses_is_fetched(tmp_path: Path) -> None:
+    """T7: a listener stands still while more is published than all queues on the way to it hold. Others hear it."""
+    count, value = 2_000, bytes(24 << 10)
+    with Cluster(tmp_path, nodes=1) as cluster, kvorum.client(cluster.endpoints, timeout=60.0) as client:
+        first = client.put("air/0", "v").header.revision
+        responses, cancel = client.watch_prefix_response("air/", start_revision=first)
+        sleeper = subprocess.Popen(
+            [sys.executable, "-c", SLEEPER, cluster.endpoint(0), str(first)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        with sleeper:
+            try:
+                assert sleeper.stdin is not None
+                assert sleeper.stdout is not None
+                assert sleeper.stdout.readline() == "tuned\n"
+                sleeper.send_signal(signal.SIGSTOP)
+                for _ in range(count):
+                    client.put("air/1", value)  # one by one: each is a publication
+                last = head(cluster)
+                heard: list[int] = []
+                while not heard or heard[-1] < last:
+                    heard += [event.mod_revision for event in next(responses).events]
+                assert heard == list(range(first, last + 1))
+                cancel()
+                sleeper.send_signal(signal.SIGCONT)
+                sleeper.stdin.write(f"{last}\n")
+                sleeper.stdin.flush()
+                assert sleeper.stdout.readline() == "all\n"
+                assert sleeper.wait(60) == 0
+            finally:
+                sleeper.kill()

@@ -11,6 +11,8 @@
       - the nodes agree on leader, term, applied index and revision once nobody writes
 
 Judging goes on where the last judging ended: calls of then whose fate nobody was told may still come true later.
+
+What is compacted can no longer be told by the nodes. An Archive, which read it back before, tells it then.
 """
 
 from __future__ import annotations
@@ -75,6 +77,19 @@ def contents_of(endpoint: str, revision: int) -> list[pb.KeyValue]:
         return list(answer.kvs)
 
 
+class Archive:
+    """The events of every revision from `first` to `last`, read back before they are compacted."""
+
+    def __init__(self, first: int) -> None:
+        self.truth: History = {}
+        self.last = first - 1
+
+    def extend(self, endpoint: str, last: int) -> None:
+        """Up to `last`, as this node tells it."""
+        self.truth.update(history_of(endpoint, self.last + 1, last))
+        self.last = max(self.last, last)
+
+
 class Judge:
     """See the module."""
 
@@ -92,10 +107,13 @@ class Judge:
         """The state before the revisions that were judged last."""
         self._open: list[Operation] = []
 
-    def __call__(self, history: Sequence[Operation], *, search: bool = True) -> None:
-        """Judge `history`, which must hold all calls since the last time. `search`: look for an order, too."""
+    def __call__(self, history: Sequence[Operation], *, search: bool = True, archive: Archive | None = None) -> None:
+        """Judge `history`, which must hold all calls since the last time. `search`: look for an order, too.
+
+        `archive`: where what is compacted by now is found; it begins no later than at `first`.
+        """
         last = head(self.cluster)
-        truth = self._same_everywhere(last)
+        truth = self._same_everywhere(last, archive or Archive(self.first))
         old = [op for op in history if self._is_old(op)]
         for op in old:
             said, _ = execute(self._state_at(revision_of(op.answer)), op.request, last + 1)  # type: ignore[arg-type]
@@ -114,15 +132,16 @@ class Judge:
         """A serializable answer from before the last judging: stale, as it may be, but still to be a true one."""
         return op.answer is not None and serializable(op.request) and revision_of(op.answer) < self.first - 1
 
-    def _same_everywhere(self, last: int) -> History:
+    def _same_everywhere(self, last: int, archive: Archive) -> History:
         endpoints = self.cluster.endpoints
-        histories = [history_of(endpoint, self.first, last) for endpoint in endpoints]
+        histories = [history_of(endpoint, archive.last + 1, last) for endpoint in endpoints]
         contents = [contents_of(endpoint, last) for endpoint in endpoints]
         for node in range(1, len(endpoints)):
             assert histories[node] == histories[0], f"nodes 0 and {node} tell different histories"
             assert contents[node] == contents[0], f"nodes 0 and {node} differ at revision {last}"
         eventually(self._settled, 20.0, "agreement on leader, term and applied index")
-        return histories[0]
+        kept = {revision: events for revision, events in archive.truth.items() if revision >= self.first}
+        return kept | histories[0]
 
     def _settled(self) -> bool:
         said = set()

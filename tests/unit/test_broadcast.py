@@ -239,6 +239,7 @@ class Listener:
         self.given: dict[Watch, list[Event]] = {}
         self.starts: dict[Watch, int] = {}
         self.ended: dict[Watch, errors.KvorumError] = {}
+        self.kept: dict[Watch, int] = {}  # streams that watches had when it went deaf
         member = pb.Endpoint(member_id=1, watch="tcp://127.0.0.1:8")
         self.core.learn(pb.HelloResponse(members=[member], header=pb.ResponseHeader(member_id=1)), "tcp://127.0.0.1:7")
 
@@ -257,6 +258,15 @@ class Listener:
         session, self.session = self.session, None
         if session is not None:
             self.core.lost(session, self.now, "lost")
+
+    def deafen(self) -> None:
+        """Only what carries the broadcasts breaks, with all that is on its way."""
+        for topic in list(self.topics):
+            self.world.subscribe(self, topic, False)
+        self.air.clear()
+        if self.session is not None:
+            self.kept.update({watch: watch.stream for watch in self.given if watch.state is State.LIVE})
+            self.core.deafened(self.session)
 
     def turn(self, *, stream: int = 99, air: int = 99) -> None:
         """Take so many messages, and say what is to be said."""
@@ -318,6 +328,8 @@ def play(dice: random.Random, steps: int) -> tuple[Air, list[Listener]]:
             world.loss = dice.choice([0.0, 0.0, 0.3, 1.0])
         elif chance < 0.72:
             world.restart_apply()
+        elif chance < 0.75:
+            dice.choice(listeners).deafen()
         run(world, listeners, dice)
     return world, listeners
 
@@ -355,7 +367,7 @@ def expected(world: Air, watch: Watch, start: int) -> list[tuple[int, bytes]]:
 
 @pytest.mark.parametrize("seed", range(60))
 def test_a_listener_hears_every_change_once_and_in_order_whatever_the_air_loses(seed: int) -> None:
-    """W1 to W5: across drops, silence, restarts of the watch process, reconnects and lost sessions with apply."""
+    """W1 to W5: over drops, silence, deaf ears, reconnects, restarts of the watch process, new sessions with apply."""
     dice = random.Random(seed)
     world, listeners = play(dice, 300)
     heal(world, listeners)
@@ -364,15 +376,17 @@ def test_a_listener_hears_every_change_once_and_in_order_whatever_the_air_loses(
     heal(world, listeners, 60)
     world.delete(b"a", b"b")
     heal(world, listeners, 60)
-    tuned = 0
+    tuned = kept = 0
     for listener in listeners:
         assert not listener.ended
         for watch, events in listener.given.items():
             found = [(event.mod_revision, event.key) for event in events]
             assert found == expected(world, watch, listener.starts[watch])
             tuned += watch.state is State.TUNED
-    # Whose topic was silent for long stays with its stream until that is opened anew; the others listen in peace.
-    assert 2 * tuned > sum(len(listener.given) for listener in listeners)
+            kept += watch.state is State.LIVE and listener.kept.get(watch) == watch.stream
+    # Whose topic was silent for long stays with its stream until that is opened anew, and so does who went deaf while
+    # it had one; the others listen in peace.
+    assert 2 * tuned >= sum(len(listener.given) for listener in listeners) - kept
 
 
 def test_a_publisher_that_falls_silent_is_left_for_the_stream() -> None:
@@ -409,6 +423,32 @@ def test_a_topic_is_told_to_whoever_is_not_the_only_one() -> None:
     heal(world, listeners, 60)
     assert [[watch.state for watch in one.given] for one in listeners] == [[State.LIVE], [State.LIVE], [State.TUNED]]
     assert all(len(events) == 1 for one in listeners for events in one.given.values())
+
+
+def test_a_listener_that_goes_deaf_goes_on_by_a_stream_and_listens_again() -> None:
+    """Who has a stream already keeps to it: a port that nobody reaches is not tried for ever."""
+    dice = random.Random(1)
+    world = Air(dice)
+    world.put(b"a0", b"v")
+    listener = Listener(world)
+    listener.watch(Watch(b"a", b"b", start_revision=1))
+    heal(world, [listener], 60)
+    (watch,) = listener.given
+    assert watch.state is State.TUNED
+    listener.deafen()
+    assert watch.state is State.OPENING
+    world.put(b"a1", b"v")
+    heal(world, [listener], 60)
+    assert watch.state is State.TUNED
+    assert [event.key for event in listener.given[watch]] == [b"a0", b"a1"]
+    listener.deafen()
+    while watch.state is not State.LIVE:
+        listener.turn(air=0)
+        world.settle(1)
+    opened = listener.core._next_stream
+    listener.deafen()
+    heal(world, [listener], 60)
+    assert (watch.state, listener.core._next_stream) == (State.LIVE, opened)
 
 
 def test_a_gap_that_was_compacted_ends_the_watch_with_the_reason() -> None:

@@ -223,12 +223,44 @@ def test_only_stale_run_directories_of_this_user_are_cleaned_up(short_path: Path
     (Path(dead.path) / "raft.sock").touch()
     os.close(dead._fd)  # what the kernel does when its owner is killed
     (short_path / "kvorum-file").touch()
+    (short_path / "kvorum-testdata").mkdir()
+    (short_path / "kvorum-testdata" / "dear").touch()
+    (short_path / "kvorum-unborn").mkdir()  # its owner was killed before it could mark it
     (short_path / "other").mkdir()
     (short_path / "kvorum-link").symlink_to(short_path / "other")
     mine = RunDir.create({"XDG_RUNTIME_DIR": str(short_path)})
     left = {entry.name for entry in short_path.iterdir()}
-    assert left == {Path(living.path).name, Path(mine.path).name, "kvorum-file", "kvorum-link", "other"}
+    assert left == {
+        Path(living.path).name,
+        Path(mine.path).name,
+        "kvorum-file",
+        "kvorum-link",
+        "other",
+        "kvorum-testdata",
+    }
+    assert (short_path / "kvorum-testdata" / "dear").exists()
     fd = os.open(living.path, os.O_RDONLY)
     with pytest.raises(BlockingIOError):
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(fd)
+
+
+def test_whose_run_directory_is_taken_for_a_stale_one_makes_another(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several nodes start at once, as those of `kvorum local` do: between mkdir and lock one looks like left behind."""
+    made: list[str] = []
+    mkdtemp = tempfile.mkdtemp
+
+    def overtaken(**options: str) -> str:
+        made.append(mkdtemp(**options))
+        if len(made) == 1:
+            RunDir.create({"XDG_RUNTIME_DIR": str(short_path)})  # (comes here again)
+            assert not os.path.exists(made[0]), "nobody holds its lock"
+            return made[0]
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", overtaken)
+    run = RunDir.create({"XDG_RUNTIME_DIR": str(short_path)})
+    assert os.path.exists(os.path.join(run.path, "OWNER"))
+    assert len(made) == 3
