@@ -25,6 +25,11 @@ _METHOD_OF = {
     pb.DeleteRangeRequest: Method.DELETE_RANGE,
     pb.TxnRequest: Method.TXN,
     pb.CompactionRequest: Method.COMPACT,
+    pb.LeaseGrantRequest: Method.LEASE_GRANT,
+    pb.LeaseRevokeRequest: Method.LEASE_REVOKE,
+    pb.LeaseKeepAliveRequest: Method.LEASE_KEEP_ALIVE,
+    pb.LeaseTimeToLiveRequest: Method.LEASE_TIME_TO_LIVE,
+    pb.LeaseLeasesRequest: Method.LEASE_LEASES,
 }
 
 
@@ -99,8 +104,11 @@ class Hub:
 
 
 class Client:
-    """One client. `history` is shared: operations in the order of their calls, numbered from 1, which is also the id of
-    the record that goes out (0 is how a member answers what is no batch at all)."""
+    """One client. `history` is shared: operations in the order of their calls, numbered from `first_id`, which is also
+    the id of the record that goes out (0 is how a member answers what is no batch at all)."""
+
+    kind = b"client"
+    first_id = 1
 
     def __init__(self, world: World, hub: Hub, habits: Habits, id: int, members: list[int], history: list[Operation]):
         self.world, self.hub, self.habits, self.id, self.members, self.history = (
@@ -130,7 +138,7 @@ class Client:
     def _reconnect(self) -> None:
         self.hub.clients.pop(self._name, None)
         self._connections += 1
-        self._name = b"client %d/%d" % (self.id, self._connections)
+        self._name = b"%s %d/%d" % (self.kind, self.id, self._connections)
         self.hub.clients[self._name] = self
         if self.world.happens(self.habits.roam):
             self.member = self.world.rng.choice(self.members)
@@ -149,11 +157,13 @@ class Client:
                 frame.append(self._noise())
                 continue
             request = self._request(kind)
-            op = Operation(len(self.history) + 1, self.id, self.member, self.world.now, request)
+            op = Operation(len(self.history) + self.first_id, self.id, self.member, self.world.now, request)
             self.history.append(op)
             self._waiting[op.id] = op
             frame.append(wire.encode(_METHOD_OF[type(request)], Kind.CALL, 0, op.id, request.SerializeToString()))
-            self.world.tell(lambda op=op: f"client {op.client} to {op.member} #{op.id} {brief(op.request)}")
+            self.world.tell(
+                lambda op=op: f"{self.kind.decode()} {op.client} to {op.member} #{op.id} {brief(op.request)}"
+            )
         self._round += 1
         batch, name, member, number = b"".join(frame), self._name, self.member, self._round
         delay = self.world.between(50, MILLISECOND)
@@ -185,9 +195,13 @@ class Client:
                 self._revision = max(self._revision, op.answer.header.revision)
                 for kv in pairs_seen(op.answer):
                     self._seen[kv.key] = kv
-            self.world.tell(lambda op=op: f"client {op.client} is told {op}")
+                self._heard(op)
+            self.world.tell(lambda op=op: f"{self.kind.decode()} {op.client} is told {op}")
         if not self._waiting:
             self._next()
+
+    def _heard(self, op: Operation) -> None:
+        """An operation was answered."""
 
     def lost(self) -> None:
         """The connection broke: nothing that is under way will be answered."""
