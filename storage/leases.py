@@ -90,9 +90,9 @@ class Leases:
         """A turn has been committed."""
         self.lessor = changes.lessor
         for id, ttl in changes.granted.items():
+            self.remaining.pop(id, None)  # of the life before, if one turn has ended it and granted it anew
             if ttl is None:
                 self.granted.pop(id, None)
-                self.remaining.pop(id, None)
             else:
                 self.granted[id] = ttl
         for id, left in changes.remaining.items():

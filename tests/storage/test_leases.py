@@ -194,6 +194,14 @@ def test_checkpoints_are_kept_and_taken_back_by_the_lessor_only(leased: Store) -
     assert leased.keyspace.leases.remaining == Keyspace(leased.engine).leases.remaining == {}
 
 
+def test_a_lease_that_ends_and_is_granted_anew_in_one_turn_has_all_of_its_time(leased: Store) -> None:
+    """What a checkpoint said of the life before is not about this one (simulation seed 77)."""
+    leased.outcome(pb.LeaseCheckpoints(term=3, checkpoints=[pb.LeaseCheckpoint(ID=7, remaining_TTL=5)]))
+    leased.outcome(pb.LeaseRevokeRequest(ID=7), pb.LeaseGrantRequest(ID=7, TTL=60))
+    assert leased.keyspace.leases.granted[7] == 60
+    assert leased.keyspace.leases.remaining == Keyspace(leased.engine).leases.remaining == {}
+
+
 def test_a_dropped_turn_leaves_no_lease() -> None:
     store = Store(MemoryEngine())
     turn = store.keyspace.begin()
