@@ -28,7 +28,8 @@ class Air:
 
     def __init__(self, world: World, heard: Callable[[bytes], None]) -> None:
         self.world, self._heard = world, heard
-        self.loss = 0.0
+        self.loss = self.breaks = 0.0
+        """How likely a publication is dropped, and a connection to break within some seconds."""
         self.up = False
         self._tuned: dict[bytes, dict[Ear, None]] = {}
         self._ears: dict[Ear, None] = {}
@@ -42,6 +43,10 @@ class Air:
 
     def leave(self, ear: Ear) -> None:
         self._ears.pop(ear, None)
+        self.lose(ear)
+
+    def lose(self, ear: Ear) -> None:
+        """Its connection is gone."""
         for topic in list(self._tuned):
             self.tune(ear, topic, False)
 
@@ -104,6 +109,14 @@ class Ear:
             self._up = True
             for topic in self.topics:
                 self._say(topic, True)
+            if self.world.happens(self.air.breaks):
+                self._later(self.world.between(SECOND, 20 * SECOND), self._dropped)
+
+    def _dropped(self) -> None:
+        self.world.seen["ear reconnected"] += 1
+        self.broken()
+        self.air.lose(self)
+        self._later(self.world.between(100 * MILLISECOND, 3 * SECOND), self._connected)
 
     def broken(self) -> None:
         """What was on its way is gone, in both directions; what has arrived can still be read."""

@@ -58,8 +58,8 @@ class Lease:
     began: int
     ended: int | None = None
     revoked: bool = False
-    index: int = 0
-    """Of the entry that ended it."""
+    changes: int = 0
+    """How many the tenants' keys had seen with its end."""
 
     def lived_at(self, moment: int) -> bool:
         return self.began <= moment and (self.ended is None or moment <= self.ended)
@@ -208,9 +208,9 @@ class Ledger:
 
     def _end(self, id: int) -> None:
         lease = self.leases.pop(id)
-        lease.ended, lease.index = self.world.now, self.index
         self._remaining.pop(id, None)
         self._change({key: None for key in sorted(self.keys) if self.keys[key].lease == id})
+        lease.ended, lease.changes = self.world.now, len(self.changes)
 
     def _lessors(self, method: int, payload: bytes, who: tuple[int, int]) -> None:
         """Only the newest one's word counts."""
@@ -386,12 +386,16 @@ class _Judge:
                 self.wrong.append(f"{lease} ran out too early, it was to live until {until} by {op}")
 
     def _unknown(self, id: int, op: Operation) -> str:
-        """It was said that there is no such lease; the one who says so knows of the end of each that was."""
+        """It was said that there is no such lease: so it had ended, and who says so has seen its keys go."""
         assert op.returned is not None
         assert op.answer is not None
+        called, returned = int(op.called), int(op.returned)
         for one in self.ledger.lives[id]:
-            if one.lived_through(int(op.called), int(op.returned)):
+            if one.lived_through(called, returned):
                 return f"is told that there is no such lease, and there is {one}"
+            known = one.ended is not None and (one.ended < called or (one.began < called and one.ended <= returned))
+            if known and op.answer.header.revision < self._revision_after(one.changes):
+                return f"is told of the end of {one} by a member that has not seen it"
         return ""
 
     def _renewed(self, op: Operation, answer: pb.LeaseKeepAliveResponse) -> str:

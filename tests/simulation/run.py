@@ -150,6 +150,7 @@ class Plan:
     tenants_think: int
     listeners: int
     air_loss: float
+    air_breaks: float
 
     @classmethod
     def draw(cls, rng: random.Random, seconds: int) -> Plan:
@@ -191,10 +192,11 @@ class Plan:
                 timeout_ticks=rng.choice((15, 30, 70)),  # 70 with etcd's default settings
             ),
             followers=rng.choice((0, 1, 3)),
-            tenants=rng.choice((0, 1, 2, 3)),
+            tenants=rng.choice((0, 0, 1, 2)),
             tenants_think=rng.choice((400, 2_000)) * MILLISECOND,
             listeners=rng.choice((0, 1, 2)),
             air_loss=rng.choice((0.0, 0.0, 0.05, 0.5)),
+            air_breaks=rng.choice((0.0, 0.3)),
         )
 
 
@@ -298,7 +300,7 @@ class Run:
             for id in range(1, self.plan.listeners + 1)
         ]
         for node in self.nodes.values():
-            node.air.loss = self.plan.air_loss
+            node.air.loss, node.air.breaks = self.plan.air_loss, self.plan.air_breaks
 
     def go(self) -> Report:
         """Raises Violation, or whatever a process died of that it must not die of."""
@@ -387,7 +389,7 @@ class Run:
         for listener in self.listeners:
             listener.heal()
         for node in self.nodes.values():
-            node.air.loss = 0.0
+            node.air.loss = node.air.breaks = 0.0
         for node in self.nodes.values():
             for actor in node.actors:
                 node.start(actor)

@@ -30,7 +30,7 @@ WEIGHTS = {
     "list": 1,
     "noise": 0,
 }
-TTLS = (0, 1, 2, 2, 3, 3, 4, 6, 40, 1000)
+TTLS = (0, 1, 2, 2, 3, 3, 4, 40, 1000)
 """Asked for. Less than what a member grants, what runs out within a run, and what does not."""
 
 
