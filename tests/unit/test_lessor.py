@@ -9,6 +9,7 @@ import pytest
 from cluster import lessor as module
 from cluster.lessor import CHECKPOINT_SECONDS, EXPIRE_MAX, PAUSE_SECONDS, Lessor
 from storage.leases import Changes, Leases
+from storage.leases import Lessor as Named
 from storage.memory import MemoryEngine
 
 PATIENCE = 10.0
@@ -222,6 +223,41 @@ def test_a_renewal_waits_until_the_checkpoint_is_taken_back(bench: Bench) -> Non
     bench.checkpoint(7, 0)
     assert not bench.lessor.to_reset(7)
     assert bench.lessor.renew(7, bench.now) == 1000
+
+
+def test_while_a_checkpoint_may_still_come_its_lease_is_not_renewed(bench: Bench) -> None:
+    """A renewal answered meanwhile would be cut short by it (found by the simulator, with a change of leader). What had
+    a lower number than an entry that was applied is done or dead."""
+    bench.grant(7, ttl=1000)
+    bench.grant(8, ttl=1000)
+    bench.lessor.noted(5, [7], bench.now)
+    assert (bench.lessor.renew(7, bench.now), bench.lessor.renew(8, bench.now)) == (None, 1000)
+    assert not bench.lessor.to_reset(7), "nothing is there to be taken back"
+    bench.lessor.stop()
+    bench.lead()
+    bench.lessor.heard(4)
+    assert bench.lessor.renew(7, bench.now) is None, "a break in leading makes no difference"
+    bench.lessor.noted(6, [7], bench.now)
+    bench.lessor.heard(5)
+    assert bench.lessor.renew(7, bench.now) is None, "there is another"
+    assert not bench.lessor.waits_to_hear(bench.now + PATIENCE)
+    assert bench.lessor.waits_to_hear(bench.now + PATIENCE + 1)
+    bench.lessor.heard(6)
+    assert not bench.lessor.waits_to_hear(bench.now + PATIENCE + 1)
+    assert bench.lessor.renew(7, bench.now) == 1000
+
+
+def test_what_was_decided_before_a_break_is_still_under_way_after_it(bench: Bench) -> None:
+    """The same lessor again: its word counts still, so what it is ending must not be renewed. Another one's is void."""
+    bench.grant(7, 8, ttl=5)
+    assert list(bench.pass_time(6, done=False)) == [7, 8]
+    bench.lessor.stop()
+    bench.end(8)
+    bench.lead()
+    assert (bench.lessor.renew(7, bench.now), bench.lessor.renew(8, bench.now)) == (None, 0)
+    bench._change(lambda changes: changes.lead(Named(3, 1, 1)))
+    bench.lead()
+    assert bench.lessor.renew(7, bench.now) == 5
 
 
 def test_a_checkpoint_never_says_less_than_is_left(bench: Bench) -> None:
