@@ -19,7 +19,7 @@ from kvorum.wire import Kind, Method
 from tests.checkers.history import Operation, Request, brief, pairs_seen
 from tests.simulation.world import MILLISECOND, SECOND, World
 
-_METHOD_OF = {
+METHOD_OF = {
     pb.PutRequest: Method.PUT,
     pb.RangeRequest: Method.RANGE,
     pb.DeleteRangeRequest: Method.DELETE_RANGE,
@@ -160,7 +160,7 @@ class Client:
             op = Operation(len(self.history) + self.first_id, self.id, self.member, self.world.now, request)
             self.history.append(op)
             self._waiting[op.id] = op
-            frame.append(wire.encode(_METHOD_OF[type(request)], Kind.CALL, 0, op.id, request.SerializeToString()))
+            frame.append(wire.encode(METHOD_OF[type(request)], Kind.CALL, 0, op.id, request.SerializeToString()))
             self.world.tell(
                 lambda op=op: f"{self.kind.decode()} {op.client} to {op.member} #{op.id} {brief(op.request)}"
             )

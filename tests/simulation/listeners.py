@@ -106,7 +106,7 @@ class Listener:
         rng = self.world.rng
         for _ in range(rng.choice((1, 2, 3))):
             key, end = rng.choice(_RANGES)
-            self._watch(
+            self.add(
                 Watch(
                     key,
                     end,
@@ -116,7 +116,7 @@ class Listener:
                 )
             )
 
-    def _watch(self, watch: Watch) -> None:
+    def add(self, watch: Watch) -> None:
         self.readers.append(Reader(watch, watch.next))
         self.core.add(watch, self._now)
         self._stir()
@@ -356,7 +356,7 @@ class Listener:
         self.readers.remove(reader)
         filters = [("noput", "nodelete")[number] for number in watch.asked.filters]
         asked = watch.asked
-        self._watch(
+        self.add(
             Watch(
                 asked.key,
                 asked.range_end or None,

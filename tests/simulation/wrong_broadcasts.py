@@ -61,6 +61,18 @@ class ConnectsTooFar(_OtherGroups):
     kind = _SaysMoreThanItKnows
 
 
+class _SaysNothing(Groups):
+    def subscribed(self, topic: bytes, head: int, now: int) -> bytes | None:
+        super().subscribed(topic, head, now)
+        return None
+
+
+class AnswersNoSubscription(_OtherGroups):
+    """Breaks no promise, as streams carry on: test_scenarios.py sees it."""
+
+    kind = _SaysNothing
+
+
 class _TearsRevisions(Groups):
     def changes(self, seen: Sequence[Seen], last: int, header: bytes, now: int) -> Iterator[bytes]:
         for change in seen:
