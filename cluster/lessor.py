@@ -89,12 +89,9 @@ class Lessor:
         """A turn has been committed."""
         for id, ttl in changes.granted.items():
             self._expiring.pop(id, None)
-            if not self.leading:
-                continue
-            if ttl is None:
-                self._deadlines.pop(id, None)  # what the heap still says of it is passed over
-            else:
-                self._set(id, now + ttl)
+            self._deadlines.pop(id, None)  # what the heap still says of it is passed over
+            if ttl is not None and self.leading:
+                self._set(id, now + ttl)  # sooner, perhaps, than in the life before
 
     def _set(self, id: int, deadline: float) -> None:
         ms = int(deadline * 1000) + 1  # rounded up: never early

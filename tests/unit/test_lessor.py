@@ -135,6 +135,18 @@ def test_a_lease_granted_anew_under_its_old_id_begins_anew(bench: Bench) -> None
     assert not bench.lessor._expiring
 
 
+def test_a_lease_that_ends_and_is_granted_for_less_in_one_turn_ends_in_time(bench: Bench) -> None:
+    """What the heap says of the life before is later than that (found by the simulator)."""
+    bench.grant(7, ttl=600)
+
+    def anew(changes: Changes) -> None:
+        changes.end(7)
+        changes.grant(7, 5)
+
+    bench._change(anew)
+    assert list(bench.pass_time(7)) == [7]
+
+
 def test_ids_that_come_and_go_do_not_fill_the_memory(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SLICE", 10)
     for _ in range(1000):
