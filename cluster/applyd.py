@@ -267,8 +267,11 @@ class Applyd:
 
     def _rejected(self, number: int, reason: str) -> None:
         refusal = {"no space": errors.NoSpace, "too many requests": errors.TooManyRequests}.get(reason)
-        for caller in self._proposals.rejected(number, self.ticks, final=refusal is not None):
+        callers = self._proposals.rejected(number, self.ticks, final=refusal is not None)
+        for caller in callers:
             self.fail(caller, (refusal or errors.NoLeader)())
+        if callers:
+            self._landlord.refused(number)
 
     @property
     def member_id(self) -> int:

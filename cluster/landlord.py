@@ -91,6 +91,7 @@ class Landlord:
         self._confirmations = 0
         self._asked_to_lead = (0, 0)  # term, tick
         self._resetting: dict[int, float] = {}  # since when, by id
+        self._under_way: dict[int, list[int]] = {}  # the leases to be ended or reset, by the entry's number
 
     # ---- the turn
 
@@ -151,6 +152,8 @@ class Landlord:
         """A turn has been committed; `number` is that of the last entry of this process in it, 0 if there is none."""
         self._lessor.changed(changes, self._clock())
         self._lessor.heard(number)
+        while self._under_way and next(iter(self._under_way)) <= number:
+            del self._under_way[next(iter(self._under_way))]
         for id in changes.remaining:
             self._resetting.pop(id, None)
         if changes.granted:
@@ -161,7 +164,15 @@ class Landlord:
     def _expire(self) -> None:
         ended = self._lessor.advance(self._clock())
         if ended:
-            self._host.propose(Method.LEASE_EXPIRE, pb.LeaseExpire(term=self._host.status.term, IDs=ended))
+            expire = pb.LeaseExpire(term=self._host.status.term, IDs=ended)
+            self._under_way[self._host.propose(Method.LEASE_EXPIRE, expire)] = ended
+
+    def refused(self, number: int) -> None:
+        """The entry of that number is surely not in the log, for want of room: what it was for is to be done again."""
+        ids = self._under_way.pop(number, [])
+        self._lessor.undecided(ids)
+        for id in ids:
+            self._resetting.pop(id, None)
 
     def _checkpoint(self, checkpoints: list[tuple[int, int]], *, once: bool = False) -> int:
         of_each = [pb.LeaseCheckpoint(ID=id, remaining_TTL=left) for id, left in checkpoints]
@@ -169,13 +180,13 @@ class Landlord:
         return self._host.propose(Method.LEASE_CHECKPOINT, request, once=once)
 
     def _reset(self, ids: list[int]) -> None:
-        """Take checkpoints back. It may be refused, as any proposal: then it is tried again after a while."""
+        """Take checkpoints back; again after a while, if it was not done."""
         now = self._clock()
         long_ago = now - PATIENCE_SECONDS
         fresh = [id for id in dict.fromkeys(ids) if self._resetting.get(id, long_ago) <= long_ago]
         if fresh:
             self._resetting.update(dict.fromkeys(fresh, now))
-            self._checkpoint([(id, 0) for id in fresh])
+            self._under_way[self._checkpoint([(id, 0) for id in fresh])] = fresh
 
     # ---- calls
 

@@ -18,9 +18,9 @@ Nobody else can end it. What an earlier lessor decided (one that slept and was r
 earlier term) does nothing when it is applied after the entry that named this one (storage.turn), and what was applied
 before is known here.
 
-Nor can it live for ever: what was decided is decided again after `patience` if the log has not done it. After a pause
-of this process (the clock jumped between two calls) renewals that are waiting at the door are let in before anybody is
-judged.
+Nor can it live for ever: what was decided is decided again after `patience` if the log has not done it, at once if it
+was refused. After a pause of this process (the clock jumped between two calls) renewals that are waiting at the door
+are let in before anybody is judged.
 
 Times are seconds of a monotonic clock, passed in. One entry of the heap a lease: a renewal only moves its deadline, and
 an entry that comes up early is put back. Leases are taken over in slices, so that a million of them don't stop the
@@ -174,6 +174,12 @@ class Lessor:
         for id in ended:
             self._expiring[id] = now
         return ended
+
+    def undecided(self, ids: Sequence[int]) -> None:
+        """The end of these leases, if it was decided, is surely not under way: decide again at once."""
+        for id in ids:
+            if id in self._expiring:
+                self._expiring[id] = float("-inf")
 
     @property
     def busy(self) -> bool:

@@ -119,6 +119,15 @@ def test_what_was_not_done_is_decided_again(bench: Bench) -> None:
     assert PATIENCE <= second - first <= PATIENCE + 2.5
 
 
+def test_what_was_refused_is_decided_again_at_once(bench: Bench) -> None:
+    bench.grant(7, 8, 9, ttl=5)
+    assert list(bench.pass_time(6, done=False)) == [7, 8, 9]
+    bench.end(9)
+    bench.lessor.undecided([7, 9, 55])
+    assert bench.lessor.renew(7, bench.now) is None, "it is to end all the same"
+    assert bench.lessor.advance(bench.now + STEP) == [7]
+
+
 def test_a_lease_granted_anew_under_its_old_id_begins_anew(bench: Bench) -> None:
     """And ids that come and go leave nothing behind."""
     for _ in range(50):
