@@ -164,8 +164,9 @@ class Landlord:
     def _expire(self) -> None:
         ended = self._lessor.advance(self._clock())
         if ended:
-            expire = pb.LeaseExpire(term=self._host.status.term, IDs=ended)
-            self._under_way[self._host.propose(Method.LEASE_EXPIRE, expire)] = ended
+            host = self._host
+            expire = pb.LeaseExpire(term=host.status.term, IDs=ended, applied=host.keyspace.applied[0])
+            self._under_way[host.propose(Method.LEASE_EXPIRE, expire)] = ended
 
     def refused(self, number: int) -> None:
         """The entry of that number is surely not in the log, for want of room: what it was for is to be done again."""
@@ -176,8 +177,9 @@ class Landlord:
 
     def _checkpoint(self, checkpoints: list[tuple[int, int]], *, once: bool = False) -> int:
         of_each = [pb.LeaseCheckpoint(ID=id, remaining_TTL=left) for id, left in checkpoints]
-        request = pb.LeaseCheckpoints(term=self._host.status.term, checkpoints=of_each)
-        return self._host.propose(Method.LEASE_CHECKPOINT, request, once=once)
+        host = self._host
+        request = pb.LeaseCheckpoints(term=host.status.term, checkpoints=of_each, applied=host.keyspace.applied[0])
+        return host.propose(Method.LEASE_CHECKPOINT, request, once=once)
 
     def _reset(self, ids: list[int]) -> None:
         """Take checkpoints back; again after a while, if it was not done."""

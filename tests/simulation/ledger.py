@@ -56,6 +56,8 @@ class Lease:
     id: int
     ttl: int
     began: int
+    index: int
+    """Of the entry that granted it."""
     ended: int | None = None
     revoked: bool = False
     changes: int = 0
@@ -185,7 +187,7 @@ class Ledger:
                 if request.ID in self.leases:
                     return errors.LeaseExists
                 self._remaining.pop(request.ID, None)
-                lease_ = self.leases[request.ID] = Lease(request.ID, request.TTL, self.world.now)
+                lease_ = self.leases[request.ID] = Lease(request.ID, request.TTL, self.world.now, self.index)
                 self.lives[request.ID].append(lease_)
             elif isinstance(request, pb.LeaseRevokeRequest):
                 if request.ID not in self.leases:
@@ -225,18 +227,24 @@ class Ledger:
             counts = (request.term, *who) == self._lessor
             seen["word of an old lessor"] += not counts
             for id in request.IDs if counts else ():
-                if id in self.leases:
+                if self._meant(id, request.applied):
                     self._end(id)
                     seen["lease ran out"] += 1
         else:
             checkpoints = pb.LeaseCheckpoints.FromString(payload)
             counts = (checkpoints.term, *who) == self._lessor
             for each in checkpoints.checkpoints if counts else ():
-                if each.ID in self.leases:
+                if self._meant(each.ID, checkpoints.applied):
                     self._remaining[each.ID] = each.remaining_TTL
                     if not each.remaining_TTL:
                         del self._remaining[each.ID]
                         seen["checkpoint taken back"] += 1
+
+    def _meant(self, id: int, applied: int) -> bool:
+        """A lessor's word is about leases that it knew when it had applied so far."""
+        lease = self.leases.get(id)
+        self.world.seen["word about the life before"] += lease is not None and lease.index > applied
+        return lease is not None and lease.index <= applied
 
     # ---- stores
 

@@ -153,6 +153,13 @@ class _HeedsAnybody(Turn):
         return super()._do(request)
 
 
+class _EndsByName(Turn):
+    def _do(self, request: object) -> bytes:
+        if isinstance(request, pb.LeaseExpire | pb.LeaseCheckpoints):
+            request.applied = 1 << 62
+        return super()._do(request)
+
+
 class _EndsKeyByKey(Turn):
     def _remove(self, key: bytes, kv: bytes, prev: bytes) -> None:
         super()._remove(key, kv, prev)
@@ -215,6 +222,12 @@ class HeedsDeposedLessors(_OtherTurns):
     """What an earlier lessor decided is done, however late it comes (etcd #17425)."""
 
     kind = _HeedsAnybody
+
+
+class EndsTheLifeAfter(_OtherTurns):
+    """What was decided about a lease is done to the next one of that id, which was granted meanwhile."""
+
+    kind = _EndsByName
 
 
 class EndsKeyByKey(_OtherTurns):

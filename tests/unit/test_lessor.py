@@ -20,12 +20,13 @@ class Bench:
     """Leases, their lessor, and a clock that moves in ticks."""
 
     def __init__(self) -> None:
-        self.leases = Leases(MemoryEngine())
+        self.engine = MemoryEngine()
+        self.leases = Leases(self.engine)
         self.lessor = Lessor(self.leases, patience=PATIENCE)
         self.now = 1000.0
 
     def grant(self, *ids: int, ttl: int = 5) -> None:
-        self._change(lambda changes: [changes.grant(id, ttl) for id in ids])
+        self._change(lambda changes: [changes.grant(id, ttl, 1) for id in ids])
 
     def end(self, *ids: int) -> None:
         self._change(lambda changes: [changes.end(id) for id in ids])
@@ -34,8 +35,10 @@ class Bench:
         self._change(lambda changes: changes.checkpoint(id, left))
 
     def _change(self, do: object) -> None:
-        changes = Changes(self.leases, MemoryEngine().batch())
+        batch = self.engine.batch()
+        changes = Changes(self.leases, batch)
         do(changes)  # type: ignore[operator]
+        self.engine.write(batch)
         self.leases.update(changes)
         self.lessor.changed(changes, self.now)
 
@@ -150,7 +153,7 @@ def test_a_lease_that_ends_and_is_granted_for_less_in_one_turn_ends_in_time(benc
 
     def anew(changes: Changes) -> None:
         changes.end(7)
-        changes.grant(7, 5)
+        changes.grant(7, 5, 1)
 
     bench._change(anew)
     assert list(bench.pass_time(7)) == [7]
