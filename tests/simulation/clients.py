@@ -46,6 +46,8 @@ class Habits:
     roam: float = 0.3
     wander: float = 0.0
     """How often a transaction leaves its group."""
+    shared: float = 0.4
+    """How often a tenant has an id granted that all of them use."""
     weights: dict[str, int] = field(
         default_factory=lambda: {
             "put": 6,

@@ -493,7 +493,8 @@ def _slow_watchers(plan: Plan) -> None:
 
 def _busy_tenants(plan: Plan) -> None:
     """Much is done with leases, and their leader changes."""
-    plan.members, plan.tenants, plan.tenants_think, plan.habits.clients = 3, 3, 400 * MILLISECOND, 2
+    plan.members, plan.tenants, plan.habits.clients = 3, 3, 2
+    plan.tenants_habits.think_max = 400 * MILLISECOND
     plan.knobs.checkpoint_seconds, plan.knobs.lessor_patience = 1.0, 10.0
     plan.temper = Temper(3 * SECOND, {"transfer": 2, "depose": 2, "kill": 1}, jinx=0.0)
 
@@ -501,7 +502,7 @@ def _busy_tenants(plan: Plan) -> None:
 def _cut_off_lessors(plan: Plan) -> None:
     """Tenants ask leaders that don't know they no longer are."""
     _busy_tenants(plan)
-    plan.habits.roam = 0.0
+    plan.tenants_habits.roam = 0.0
     plan.temper = Temper(2 * SECOND, {"stale_leader": 3, "depose": 1}, jinx=0.0)
 
 
@@ -510,6 +511,14 @@ def _slow_lessors(plan: Plan) -> None:
     _busy_tenants(plan)
     plan.climate.delay_max, plan.climate.loss = 150 * MILLISECOND, 0.0
     plan.temper = Temper(2 * SECOND, {"slow_disk": 2, "transfer": 1}, jinx=0.0)
+
+
+def _wanted_names(plan: Plan) -> None:
+    """The same few ids are granted, revoked and granted again, and a lessor knows it late."""
+    _busy_tenants(plan)
+    plan.tenants_habits.shared = 1.0
+    plan.tenants_habits.weights |= {"grant": 12, "revoke": 8, "keep": 1, "left": 1, "list": 0, "put": 2}
+    plan.temper = Temper(SECOND, {"slow_disk": 1}, jinx=0.0)
 
 
 def _lossy_air(plan: Plan) -> None:
@@ -612,6 +621,7 @@ MUTANTS = [
     _of(wrong_leases.TellsBeforeItHasApplied, _slow_lessors),
     _of(wrong_leases.MixesUpRenewals, _busy_tenants),
     _of(wrong_leases.HeedsDeposedLessors, _busy_tenants),
+    _of(wrong_leases.EndsTheLifeAfter, _wanted_names),
     _of(wrong_leases.EndsKeyByKey),
     _of(wrong_leases.EndsInAnyOrder),
     _of(wrong_leases.DoesNotDetach),

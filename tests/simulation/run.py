@@ -147,7 +147,7 @@ class Plan:
     sizes: Sizes
     followers: int
     tenants: int
-    tenants_think: int
+    tenants_habits: Habits
     listeners: int
     air_loss: float
     air_breaks: float
@@ -193,7 +193,9 @@ class Plan:
             ),
             followers=rng.choice((0, 1, 3)),
             tenants=rng.choice((0, 0, 1, 2)),
-            tenants_think=rng.choice((400, 2_000)) * MILLISECOND,
+            tenants_habits=replace(
+                habits, weights=dict(WEIGHTS), batch_max=3, think_max=rng.choice((400, 2_000)) * MILLISECOND
+            ),
             listeners=rng.choice((0, 1, 2)),
             air_loss=rng.choice((0.0, 0.0, 0.05, 0.5)),
             air_breaks=rng.choice((0.0, 0.3)),
@@ -270,9 +272,8 @@ class Run:
             for id in range(1, self.plan.habits.clients + 1)
         ]
         self.tenants_history: list[Operation] = []
-        habits = replace(self.plan.habits, weights=dict(WEIGHTS), batch_max=3, think_max=self.plan.tenants_think)
         self.tenants = [
-            Tenant(self.world, self.hub, habits, id, list(self.nodes), self.tenants_history)
+            Tenant(self.world, self.hub, self.plan.tenants_habits, id, list(self.nodes), self.tenants_history)
             for id in range(1, self.plan.tenants + 1)
         ]
         self.followers = [

@@ -64,7 +64,9 @@ class Tenant(Client):
         key = KEYS + b"%d" % rng.randrange(4)
         chance = rng.random()
         if kind == "grant":
-            return pb.LeaseGrantRequest(ID=rng.choice(CHOSEN) if chance < 0.4 else 0, TTL=rng.choice(TTLS))
+            return pb.LeaseGrantRequest(
+                ID=rng.choice(CHOSEN) if chance < self.habits.shared else 0, TTL=rng.choice(TTLS)
+            )
         if kind == "keep":
             return pb.LeaseKeepAliveRequest(ID=self._lease())
         if kind == "left":
