@@ -1,4 +1,4 @@
-"""Wrong cores, shells and stores: each breaks one rule that the right ones keep, by overriding the place that keeps it.
+"""Wrong cores, shells, stores and clients: each breaks one rule that the right ones keep, by overriding what keeps it.
 
 A simulator that finds nothing has proved nothing until it finds what is known to be there. Every mutant here must be
 caught within a number of seeds (test_mutants.py); one that is not any more means that the simulator has gone blind, or

@@ -2,9 +2,10 @@
 
     chaos (faults, clients) ──▶ heal ──▶ must serve within RECOVERY ──▶ quiet ──▶ must converge ──▶ verdicts
 
-Safety is looked at after every turn (safety.py). After healing, each member must answer a write within RECOVERY, and
-when the clients are quiet all stores must come to hold the same bytes. Then the history is judged by replay and by
-search.
+Safety is looked at after every turn (safety.py). After healing, each member must answer a write within RECOVERY; when
+the clients are quiet, leases that nobody renews must end in time, all stores must come to hold the same bytes, and all
+who watch or listen must have heard everything. Then the history is judged by replay and by search, and that of the
+tenants by the ledger.
 
 The sizes at which things are cut, flushed, refused and swept are drawn small for a run (`Knobs`), or a run of seconds
 would never get there.
