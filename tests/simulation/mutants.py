@@ -445,18 +445,21 @@ class SweepsTooMuch(Keyspace):
 
 def _weather_of_figure_8(plan: Plan) -> None:
     """Leaders that are struck down at their election, entries that travel one by one."""
+    plan.tenants = plan.listeners = 0
     plan.members, plan.sizes.append_bytes, plan.climate.delay_max = 3, 1, MILLISECOND
     plan.temper = Temper(4 * SECOND, {"depose": 1}, jinx=0.9)
 
 
 def _replaced_in_flight(plan: Plan) -> None:
     """Slow disks, and leaders that come and go."""
+    plan.tenants = plan.listeners = 0
     plan.members, plan.habits.clients = 5, 8
     plan.temper = Temper(SECOND, {"slow_disk": 4, "depose": 3, "isolate": 2, "weather": 2}, jinx=0.5)
 
 
 def _cut_off_leaders(plan: Plan) -> None:
     """Leaders that don't know they no longer are, with clients who ask them."""
+    plan.tenants = plan.listeners = 0
     plan.temper = Temper(2 * SECOND, {"stale_leader": 3, "depose": 1}, jinx=0.0)
     plan.habits.clients, plan.habits.roam = 8, 0.0
     plan.habits.weights |= {"get": 20, "group": 10}
@@ -464,6 +467,7 @@ def _cut_off_leaders(plan: Plan) -> None:
 
 def _slow_roads(plan: Plan) -> None:
     """Messages that take their time, and everybody at the same few keys."""
+    plan.tenants = plan.listeners = 0
     plan.climate.delay_max, plan.climate.loss = 150 * MILLISECOND, 0.0
     plan.habits.clients, plan.habits.groups, plan.habits.keys, plan.habits.batch_max = 8, 1, 2, 1
     plan.habits.think_max = 300 * MILLISECOND
@@ -472,6 +476,7 @@ def _slow_roads(plan: Plan) -> None:
 
 def _young_leaders(plan: Plan) -> None:
     """Leaders that are asked for much before they have done anything."""
+    plan.tenants = plan.listeners = 0
     plan.climate.delay_max, plan.members = 30 * MILLISECOND, 3
     plan.habits.clients, plan.habits.groups, plan.habits.batch_max, plan.habits.roam = 8, 1, 1, 0.5
     plan.habits.think_max = 400 * MILLISECOND
@@ -480,6 +485,7 @@ def _young_leaders(plan: Plan) -> None:
 
 def _restless_processes(plan: Plan) -> None:
     """Each half of a node dies and sleeps while the other goes on."""
+    plan.tenants = plan.listeners = 0
     plan.members = 3
     plan.temper = Temper(200 * MILLISECOND, {"kill": 4, "pause": 4, "failpoint": 2}, jinx=0.0)
     plan.knobs.flush_ticks, plan.knobs.floor_ticks = 3, 2
@@ -487,6 +493,7 @@ def _restless_processes(plan: Plan) -> None:
 
 def _slow_watchers(plan: Plan) -> None:
     """Everybody watches, and their servers come and go."""
+    plan.tenants = plan.listeners = 0
     plan.followers, plan.members = 3, 3
     plan.temper = Temper(SECOND, {"kill": 2, "pause": 2}, jinx=0.0)
 
@@ -503,13 +510,15 @@ def _cut_off_lessors(plan: Plan) -> None:
     """Tenants ask leaders that don't know they no longer are."""
     _busy_tenants(plan)
     plan.tenants_habits.roam = 0.0
-    plan.temper = Temper(2 * SECOND, {"stale_leader": 3, "depose": 1}, jinx=0.0)
+    plan.tenants_habits.weights |= {"keep": 30, "left": 0, "revoke": 3}
+    plan.temper = Temper(1500 * MILLISECOND, {"stale_leader": 1}, jinx=0.0)
 
 
 def _slow_lessors(plan: Plan) -> None:
     """What was decided takes its time."""
     _busy_tenants(plan)
     plan.climate.delay_max, plan.climate.loss = 150 * MILLISECOND, 0.0
+    plan.tenants_habits.weights |= {"keep": 20, "left": 0, "revoke": 3}
     plan.temper = Temper(2 * SECOND, {"slow_disk": 2, "transfer": 1}, jinx=0.0)
 
 
@@ -544,6 +553,7 @@ def _fickle_ears(plan: Plan) -> None:
 
 def _lost_proposals(plan: Plan) -> None:
     """Members that are cut off with what they have proposed, and clients who wait until they are told."""
+    plan.tenants = plan.listeners = 0
     plan.members, plan.sizes.timeout_ticks, plan.habits.patience_max = 3, 15, 20 * SECOND
     plan.climate.delay_max, plan.climate.loss = 150 * MILLISECOND, 0.01
     plan.temper = Temper(SECOND, {"depose": 3, "transfer": 3, "clog": 2, "slow_disk": 2, "pause": 2}, jinx=0.2)
@@ -622,12 +632,12 @@ MUTANTS = [
     _of(wrong_leases.MixesUpRenewals, _busy_tenants),
     _of(wrong_leases.HeedsDeposedLessors, _busy_tenants),
     _of(wrong_leases.EndsTheLifeAfter, _wanted_names),
-    _of(wrong_leases.EndsKeyByKey),
-    _of(wrong_leases.EndsInAnyOrder),
+    _of(wrong_leases.EndsKeyByKey, _busy_tenants),
+    _of(wrong_leases.EndsInAnyOrder, _busy_tenants),
     _of(wrong_leases.DoesNotDetach),
     _of(wrong_leases.PutsOnTheDead),
-    _of(wrong_leases.GrantsOverTheLiving),
-    _of(wrong_leases.ForgetsItsLeases),
+    _of(wrong_leases.GrantsOverTheLiving, _wanted_names),
+    _of(wrong_leases.ForgetsItsLeases, _busy_tenants),
     _of(wrong_broadcasts.NamesAFirstThatIsTooLow, _lossy_air),
     _of(wrong_broadcasts.DoesNotRestartItsGroups, _restless_stores),
     _of(wrong_broadcasts.ConnectsTooFar, _lossy_air),

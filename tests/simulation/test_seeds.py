@@ -17,7 +17,7 @@ from tests.simulation.__main__ import attempt, main, replay_command
 from tests.simulation.faults import Faults
 from tests.simulation.run import Report
 
-SEEDS = 300
+SEEDS = 200
 REPORTS: dict[int, Report] = {}
 
 
