@@ -533,14 +533,14 @@ def _wanted_names(plan: Plan) -> None:
 def _lossy_air(plan: Plan) -> None:
     """Everybody listens, and much of it is lost."""
     plan.members, plan.listeners, plan.followers, plan.air_loss, plan.air_breaks = 3, 3, 0, 0.2, 0.3
-    plan.knobs.history_bytes, plan.knobs.grace_ticks = 2_000, 5
+    plan.knobs.history_bytes, plan.knobs.grace_ticks, plan.sizes.share_from = 2_000, 5, 1
     plan.temper = Temper(SECOND, {"kill": 2, "pause": 1, "cut_clients": 1}, jinx=0.0)
 
 
 def _restless_stores(plan: Plan) -> None:
     """Everybody listens, and what they are told comes from stores that are opened again and again."""
     _lossy_air(plan)
-    plan.air_loss, plan.air_breaks, plan.knobs.grace_ticks = 0.0, 0.0, 100
+    plan.members, plan.air_loss, plan.air_breaks, plan.knobs.grace_ticks = 1, 0.0, 0.0, 100
     plan.temper = Temper(300 * MILLISECOND, {"kill": 3, "pause": 1}, jinx=0.0)
 
 
@@ -549,6 +549,12 @@ def _fickle_ears(plan: Plan) -> None:
     _lossy_air(plan)
     plan.members, plan.air_loss, plan.air_breaks, plan.knobs.grace_ticks = 1, 0.0, 1.0, 1
     plan.temper = Temper(SECOND, {}, jinx=0.0)
+
+
+def _absent_ears(plan: Plan) -> None:
+    """They are away for a while, and not forgotten."""
+    _fickle_ears(plan)
+    plan.knobs.grace_ticks = 100
 
 
 def _lost_proposals(plan: Plan) -> None:
@@ -638,7 +644,7 @@ MUTANTS = [
     _of(wrong_leases.PutsOnTheDead),
     _of(wrong_leases.GrantsOverTheLiving, _wanted_names),
     _of(wrong_leases.ForgetsItsLeases, _busy_tenants),
-    _of(wrong_broadcasts.NamesAFirstThatIsTooLow, _lossy_air),
+    _of(wrong_broadcasts.NamesAFirstThatIsTooLow, _absent_ears),
     _of(wrong_broadcasts.DoesNotRestartItsGroups, _restless_stores),
     _of(wrong_broadcasts.ConnectsTooFar, _lossy_air),
     _of(wrong_broadcasts.TearsRevisions, _lossy_air),

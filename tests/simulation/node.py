@@ -203,6 +203,7 @@ class Sizes:
     append_bytes: int
     uncommitted_bytes: int
     timeout_ticks: int
+    share_from: int
 
 
 class Store(LossyEngine):
@@ -337,6 +338,7 @@ class Node:
             response_bytes_max=RESPONSE_BYTES_MAX,
             progress_ticks=20,
             broadcast=self.config.advertise_broadcast,
+            share_from=self._sizes.share_from,
             new_topic=lambda: self.world.rng.randbytes(TOPIC_BYTES),
         )
         actor.start()

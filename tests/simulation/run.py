@@ -77,6 +77,8 @@ class Knobs:
     checkpoint_seconds: float
     grace_ticks: int
     backlog_bytes: int
+    ring_bytes: int
+    delivery_bytes: int
 
     @classmethod
     def draw(cls, rng: random.Random) -> Knobs:
@@ -97,6 +99,8 @@ class Knobs:
             checkpoint_seconds=rng.choice((1.0, 5.0, 300.0)),
             grace_ticks=rng.choice((5, 100)),
             backlog_bytes=rng.choice((300, 3_000, 32 << 20)),
+            ring_bytes=rng.choice((0, 1_000, 1 << 20)),
+            delivery_bytes=rng.choice((100, 1 << 20)),
         )
 
     @contextmanager
@@ -120,6 +124,8 @@ class Knobs:
             (cluster.broadcast, "GRACE_TICKS", self.grace_ticks),
             (kvorum.watching, "BACKLOG_BYTES_MAX", self.backlog_bytes),
             (cluster.watchd, "HISTORY_BYTES", self.history_bytes),
+            (cluster.watchd, "RING_BYTES", self.ring_bytes),
+            (cluster.watchd, "DELIVERY_BYTES", self.delivery_bytes),
             (cluster.watchd, "hit", hit),
             (storage.compaction, "STEP_CHANGES", self.sweep_changes),
             (storage.reads, "SLICE_BYTES", self.read_slice_bytes),
@@ -191,6 +197,7 @@ class Plan:
                 append_bytes=rng.choice((1, 300, 1 << 20)),
                 uncommitted_bytes=rng.choice((500, 5_000, 64 << 20)),
                 timeout_ticks=rng.choice((15, 30, 70)),  # 70 with etcd's default settings
+                share_from=rng.choice((1, 1, 2)),
             ),
             followers=rng.choice((0, 1, 3)),
             tenants=rng.choice((0, 0, 1, 2)),

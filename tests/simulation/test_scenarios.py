@@ -372,6 +372,7 @@ def test_after_its_end_a_lease_is_unknown_at_every_member(seed: int) -> None:
 def _calm_and_heard(plan: Plan) -> None:
     _calm(plan)
     plan.listeners, plan.air_loss, plan.air_breaks, plan.knobs.backlog_bytes = 1, 0.0, 0.0, 32 << 20
+    plan.sizes.share_from = 1
 
 
 def _tuned(seed: int, shells: Shells | None = None) -> bool:
