@@ -267,8 +267,11 @@ class Applyd:
 
     def _rejected(self, number: int, reason: str) -> None:
         refusal = {"no space": errors.NoSpace, "too many requests": errors.TooManyRequests}.get(reason)
-        for caller in self._proposals.rejected(number, self.ticks, final=refusal is not None):
+        callers = self._proposals.rejected(number, self.ticks, final=refusal is not None)
+        for caller in callers:
             self.fail(caller, (refusal or errors.NoLeader)())
+        if callers:
+            self._landlord.refused(number)
 
     @property
     def member_id(self) -> int:
@@ -302,7 +305,7 @@ class Applyd:
         compacted = self.keyspace.compacted
         began = time.perf_counter()
         changes = turn.commit()
-        self._landlord.changed(turn.leases)
+        self._landlord.changed(turn.leases, own[-1][0] if own else 0)
         self._count(len(committed), changes, time.perf_counter() - began)
         hit("applyAfterCommit")
         if self.keyspace.compacted != compacted:
@@ -465,10 +468,10 @@ class Applyd:
             self._proposals.add(b"".join(parts), callers, self.ticks)
         self._frames.clear()
 
-    def propose(self, method: int, request: Protobuf) -> None:
-        """An entry that no client waits for."""
+    def propose(self, method: int, request: Protobuf, *, once: bool = False) -> int:
+        """An entry that no client waits for; returns its number (cluster.proposals)."""
         record = wire.encode(method, Kind.CALL, 0, 0, request.SerializeToString())
-        self._proposals.add(record, [Caller(b"", 0, method)], self.ticks)
+        return self._proposals.add(record, [Caller(b"", 0, method)], self.ticks, once=once)
 
     # ---- reads
 

@@ -48,8 +48,9 @@ class Host(Protocol):
     def election_ticks(self) -> int: ...
 
     def to_raft(self, message: Message) -> None: ...
-    def propose(self, method: int, request: Protobuf) -> None:
-        """An entry that no client waits for."""
+    def propose(self, method: int, request: Protobuf, *, once: bool = False) -> int:
+        """An entry that no client waits for. Returns its number; one proposed `once` is dead when a higher one of this
+        process has been applied without it."""
         ...
 
     def confirm(self, caller: Caller) -> None:
@@ -89,7 +90,8 @@ class Landlord:
         self._confirming: dict[int, _Confirming] = {}
         self._confirmations = 0
         self._asked_to_lead = (0, 0)  # term, tick
-        self._resetting: set[int] = set()
+        self._resetting: dict[int, float] = {}  # since when, by id
+        self._under_way: dict[int, list[int]] = {}  # the leases to be ended or reset, by the entry's number
 
     # ---- the turn
 
@@ -121,9 +123,11 @@ class Landlord:
         for call in self.calls.expire(limit):
             host.fail(call.caller, errors.TimedOut() if host.status.leader else errors.NoLeader())
         self._expire()
-        checkpoints = self._lessor.checkpoints(self._clock())
-        if checkpoints:
-            self._checkpoint(checkpoints)
+        now = self._clock()
+        checkpoints = self._lessor.checkpoints(now)
+        if checkpoints or self._lessor.waits_to_hear(now):  # then an empty one, behind those that may have been lost
+            number = self._checkpoint(checkpoints, once=True)
+            self._lessor.noted(number, [id for id, _ in checkpoints], now)
 
     def _see_who_leads(self) -> None:
         host, now = self._host, self._clock()
@@ -144,10 +148,14 @@ class Landlord:
             self._asked_to_lead = (term, host.ticks)
             host.propose(Method.LEASE_LEAD, pb.LeaseLead(term=term))
 
-    def changed(self, changes: leases.Changes) -> None:
-        """A turn has been committed."""
+    def changed(self, changes: leases.Changes, number: int) -> None:
+        """A turn has been committed; `number` is that of the last entry of this process in it, 0 if there is none."""
         self._lessor.changed(changes, self._clock())
-        self._resetting.difference_update(changes.remaining)
+        self._lessor.heard(number)
+        while self._under_way and next(iter(self._under_way)) <= number:
+            del self._under_way[next(iter(self._under_way))]
+        for id in changes.remaining:
+            self._resetting.pop(id, None)
         if changes.granted:
             board, ended = self._host.board, sum(ttl is None for ttl in changes.granted.values())
             board.leases_revoked.add(ended)
@@ -156,18 +164,31 @@ class Landlord:
     def _expire(self) -> None:
         ended = self._lessor.advance(self._clock())
         if ended:
-            self._host.propose(Method.LEASE_EXPIRE, pb.LeaseExpire(term=self._host.status.term, IDs=ended))
+            host = self._host
+            expire = pb.LeaseExpire(term=host.status.term, IDs=ended, applied=host.keyspace.applied[0])
+            self._under_way[host.propose(Method.LEASE_EXPIRE, expire)] = ended
 
-    def _checkpoint(self, checkpoints: list[tuple[int, int]]) -> None:
+    def refused(self, number: int) -> None:
+        """The entry of that number is surely not in the log, for want of room: what it was for is to be done again."""
+        ids = self._under_way.pop(number, [])
+        self._lessor.undecided(ids)
+        for id in ids:
+            self._resetting.pop(id, None)
+
+    def _checkpoint(self, checkpoints: list[tuple[int, int]], *, once: bool = False) -> int:
         of_each = [pb.LeaseCheckpoint(ID=id, remaining_TTL=left) for id, left in checkpoints]
-        request = pb.LeaseCheckpoints(term=self._host.status.term, checkpoints=of_each)
-        self._host.propose(Method.LEASE_CHECKPOINT, request)
+        host = self._host
+        request = pb.LeaseCheckpoints(term=host.status.term, checkpoints=of_each, applied=host.keyspace.applied[0])
+        return host.propose(Method.LEASE_CHECKPOINT, request, once=once)
 
     def _reset(self, ids: list[int]) -> None:
-        fresh = [id for id in dict.fromkeys(ids) if id not in self._resetting]
+        """Take checkpoints back; again after a while, if it was not done."""
+        now = self._clock()
+        long_ago = now - PATIENCE_SECONDS
+        fresh = [id for id in dict.fromkeys(ids) if self._resetting.get(id, long_ago) <= long_ago]
         if fresh:
-            self._resetting.update(fresh)
-            self._checkpoint([(id, 0) for id in fresh])
+            self._resetting.update(dict.fromkeys(fresh, now))
+            self._under_way[self._checkpoint([(id, 0) for id in fresh])] = fresh
 
     # ---- calls
 

@@ -11,15 +11,16 @@ A lease is never too short. Its deadline is at least its TTL behind the last ren
 renewal is answered after the deadline moved, and not at all once the lease is expiring; across lessors, because a new
 one gives all leases their whole time, or what a checkpoint left of it, from a moment after it was named. What earlier
 ones had answered was answered before that, and a checkpoint is taken back by an entry of the log before the renewal
-that it would cut short is answered.
+that it would cut short is answered. As long as a checkpoint may still come (it is proposed once, under a number, and
+no entry of this process with that number or a higher one has been applied), its lease is not renewed at all.
 
 Nobody else can end it. What an earlier lessor decided (one that slept and was replaced, or this very process in an
 earlier term) does nothing when it is applied after the entry that named this one (storage.turn), and what was applied
 before is known here.
 
-Nor can it live for ever: what was decided is decided again after `patience` if the log has not done it. After a pause
-of this process (the clock jumped between two calls) renewals that are waiting at the door are let in before anybody is
-judged.
+Nor can it live for ever: what was decided is decided again after `patience` if the log has not done it, at once if it
+was refused. After a pause of this process (the clock jumped between two calls) renewals that are waiting at the door
+are let in before anybody is judged.
 
 Times are seconds of a monotonic clock, passed in. One entry of the heap a lease: a renewal only moves its deadline, and
 an entry that comes up early is put back. Leases are taken over in slices, so that a million of them don't stop the
@@ -29,10 +30,12 @@ process. Pure.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from storage.leases import Changes, Leases
+from storage.leases import Lessor as Named
 
 SLICE = 20_000
 """Leases taken over, or looked at, in one call."""
@@ -62,10 +65,16 @@ class Lessor:
         self._not_before = 0.0
         self._checkpoint_at = 0.0
         self._checkpointing: Iterator[int] = iter(())
+        self._named = Named()
+        self._notes: deque[tuple[int, float, Sequence[int]]] = deque()  # checkpoints under way: number, since when, ids
+        self._noted: dict[int, int] = {}  # the number of the last one under way, by id
 
     def lead(self, now: float) -> None:
         """This process is the lessor now, says the store."""
         self.stop()
+        if self._named != self._leases.lessor:
+            self._expiring = {}  # else what was decided before a break may still come
+        self._named = self._leases.lessor
         self.leading = True
         self._last = self._not_before = now
         self._checkpoint_at = now + CHECKPOINT_SECONDS
@@ -73,19 +82,16 @@ class Lessor:
 
     def stop(self) -> None:
         self.leading = False
-        self._deadlines, self._heap, self._expiring = {}, [], {}
+        self._deadlines, self._heap = {}, []
         self._taking_over = self._checkpointing = iter(())
 
     def changed(self, changes: Changes, now: float) -> None:
         """A turn has been committed."""
-        if not self.leading:
-            return
         for id, ttl in changes.granted.items():
             self._expiring.pop(id, None)
-            if ttl is None:
-                self._deadlines.pop(id, None)  # what the heap still says of it is passed over
-            else:
-                self._set(id, now + ttl)
+            self._deadlines.pop(id, None)  # what the heap still says of it is passed over
+            if ttl is not None and self.leading:
+                self._set(id, now + ttl)  # sooner, perhaps, than in the life before
 
     def _set(self, id: int, deadline: float) -> None:
         ms = int(deadline * 1000) + 1  # rounded up: never early
@@ -99,18 +105,18 @@ class Lessor:
             id = next(self._taking_over, None)
             if id is None:
                 return
-            if id in granted and id not in self._deadlines:
+            if id in granted and id not in self._deadlines and id not in self._expiring:
                 self._set(id, now + (remaining.get(id) or granted[id]))
 
     # ---- what clients ask
 
     def renew(self, id: int, now: float) -> int | None:
-        """The TTL that it has again; 0 if there is no such lease; None if that can't be said yet: its end is under way,
-        or a checkpoint has to be taken back first (`to_reset`)."""
+        """The TTL that it has again; 0 if there is no such lease; None if that can't be said yet: its end or a
+        checkpoint is under way, or a checkpoint has to be taken back first (`to_reset`)."""
         ttl = self._leases.granted.get(id)
         if ttl is None:
             return 0
-        if id in self._expiring or id in self._leases.remaining:
+        if id in self._expiring or id in self._leases.remaining or id in self._noted:
             return None
         self._set(id, now + ttl)
         return ttl
@@ -169,6 +175,12 @@ class Lessor:
             self._expiring[id] = now
         return ended
 
+    def undecided(self, ids: Sequence[int]) -> None:
+        """The end of these leases, if it was decided, is surely not under way: decide again at once."""
+        for id in ids:
+            if id in self._expiring:
+                self._expiring[id] = float("-inf")
+
     @property
     def busy(self) -> bool:
         """`advance` has more to do than one call does: it should not wait for the next tick."""
@@ -193,3 +205,21 @@ class Lessor:
             if len(found) == CHECKPOINT_MAX:
                 break
         return found
+
+    def noted(self, number: int, ids: Sequence[int], now: float) -> None:
+        """Checkpoints of these leases were proposed, once, as the entry of that number."""
+        self._notes.append((number, now, ids))
+        self._noted.update(dict.fromkeys(ids, number))
+
+    def heard(self, number: int) -> None:
+        """An entry of this process with that number was applied: what had a lower one was applied before, or never
+        will be."""
+        while self._notes and self._notes[0][0] <= number:
+            _, _, ids = self._notes.popleft()
+            for id in ids:
+                if self._noted.get(id, 0) <= number:
+                    self._noted.pop(id, None)
+
+    def waits_to_hear(self, now: float) -> bool:
+        """Nothing was heard for long of a checkpoint: it may be lost, and only a later entry can tell."""
+        return self.leading and bool(self._notes) and now - self._notes[-1][1] > self._patience

@@ -39,10 +39,10 @@ class AfterSweep(Caller):
 class Pending:
     """A batch whose outcome isn't known. Times are ticks; `attempts` counts the sends that may have taken effect."""
 
-    __slots__ = ("attempts", "born", "callers", "data", "number", "sent")
+    __slots__ = ("attempts", "born", "callers", "data", "number", "once", "sent")
 
-    def __init__(self, number: int, data: bytes, callers: list[Caller], born: int) -> None:
-        self.number, self.data, self.callers, self.born = number, data, callers, born
+    def __init__(self, number: int, data: bytes, callers: list[Caller], born: int, once: bool) -> None:
+        self.number, self.data, self.callers, self.born, self.once = number, data, callers, born, once
         self.sent = born
         self.attempts = 0
 
@@ -66,13 +66,16 @@ class Proposals:
     def __len__(self) -> int:
         return len(self._pending)
 
-    def add(self, batch: bytes, callers: list[Caller], now: int) -> None:
+    def add(self, batch: bytes, callers: list[Caller], now: int, *, once: bool = False) -> int:
+        """Returns its number. One that is to be proposed `once` gets no other: when a higher number has been applied,
+        it has been applied before, or never will be."""
         self._number += 1
         data = pack_proposal(self._member, self._epoch, self._number, batch)
-        pending = Pending(self._number, data, callers, now)
+        pending = Pending(self._number, data, callers, now, once)
         self._pending[pending.number] = pending
         self.bytes += len(data)
         self._send(pending, now)
+        return pending.number
 
     def is_own(self, origin: int, incarnation: int) -> bool:
         return origin == self._member and incarnation == self._epoch
@@ -80,15 +83,17 @@ class Proposals:
     def settle(self, number: int, now: int) -> list[Caller]:
         """Batch `number` was applied: who waits for it, in the order of its records; nobody if they were told already.
 
-        Batches before it that were not applied never will be under their numbers, and are added anew.
+        Batches before it that were not applied never will be under their numbers, and are added anew, but for those
+        that were worth it only once.
         """
         while self._pending:
             first = next(iter(self._pending.values()))
             if first.number >= number:
                 break
             self._forget(first)
-            self.add(first.data[PROPOSAL_HEAD:], first.callers, now)
-            self._pending[self._number].born = first.born
+            if not first.once:
+                self.add(first.data[PROPOSAL_HEAD:], first.callers, now)
+                self._pending[self._number].born = first.born
         pending = self._pending.get(number)
         if pending is None:
             return []

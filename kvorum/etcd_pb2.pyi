@@ -748,17 +748,21 @@ class LeaseLead(_message.Message):
     def __init__(self, term: _Optional[int] = ...) -> None: ...
 
 class LeaseExpire(_message.Message):
-    __slots__ = ("term", "IDs")
+    __slots__ = ("term", "IDs", "applied")
     TERM_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_FIELD_NUMBER: _ClassVar[int]
     term: int
     IDs: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, term: _Optional[int] = ..., IDs: _Optional[_Iterable[int]] = ...) -> None: ...
+    applied: int
+    def __init__(self, term: _Optional[int] = ..., IDs: _Optional[_Iterable[int]] = ..., applied: _Optional[int] = ...) -> None: ...
 
 class LeaseCheckpoints(_message.Message):
-    __slots__ = ("term", "checkpoints")
+    __slots__ = ("term", "checkpoints", "applied")
     TERM_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_FIELD_NUMBER: _ClassVar[int]
     term: int
     checkpoints: _containers.RepeatedCompositeFieldContainer[LeaseCheckpoint]
-    def __init__(self, term: _Optional[int] = ..., checkpoints: _Optional[_Iterable[_Union[LeaseCheckpoint, _Mapping]]] = ...) -> None: ...
+    applied: int
+    def __init__(self, term: _Optional[int] = ..., checkpoints: _Optional[_Iterable[_Union[LeaseCheckpoint, _Mapping]]] = ..., applied: _Optional[int] = ...) -> None: ...

@@ -1,13 +1,14 @@
 """Leases as they are agreed upon: which there are, how long they were granted for, and the keys that die with each.
 
-    l | l | id            -> granted TTL, remaining TTL: a lease
+    l | l | id            -> granted TTL, remaining TTL, index of the entry that granted it: a lease
     l | k | id | user key -> empty: the key is attached to it
     l | t                 -> the lessor: (term, member, incarnation) of who counts their time
 
 Ids are any 64 bits but zero, negative ones too. Here nothing ever runs out: time is the lessor's business
 (cluster/lessor.py), and what it decides comes back as an entry of the log, which ends a lease on every member at the
 same revision. Who the lessor is, is agreed upon as well, so that the word of an earlier one, however late it comes, is
-known for what it is and does nothing.
+known for what it is and does nothing. Nor does what was decided about a lease of the same id that has ended since: the
+word of a lessor is about leases that were granted up to some entry of the log.
 
 A key belongs to the lease that its KeyValue names and to no other; the index says the same from the other side, and
 both are written in one batch, so no crash can part them.
@@ -32,7 +33,7 @@ _LEASE = b"ll"
 _KEYS = b"lk"
 _LESSOR = b"lt"
 _ID = struct.Struct(">Q")
-_RECORD = struct.Struct("<qq")
+_RECORD = struct.Struct("<qqQ")
 _WHO = struct.Struct("<QQQ")
 _KEYS_AT = len(_KEYS) + _ID.size
 _MASK = (1 << 64) - 1
@@ -77,7 +78,7 @@ class Leases:
         self.lessor = Lessor() if who is None else Lessor(*_WHO.unpack(who))
         for key, record in engine.scan(_LEASE, b"lm"):
             id = _signed(_ID.unpack_from(key, len(_LEASE))[0])
-            ttl, remaining = _RECORD.unpack(record)
+            ttl, remaining, _ = _RECORD.unpack(record)
             self.granted[id] = ttl
             if remaining:
                 self.remaining[id] = remaining
@@ -86,13 +87,20 @@ class Leases:
         """The keys attached to a lease, in order."""
         return [key[_KEYS_AT:] for key in self._engine.scan_keys(_key_of(id, b""), _keys_end(id))]
 
+    def born(self, id: int) -> int:
+        """The index of the entry that granted a lease."""
+        record = self._engine.get(_lease_key(id))
+        assert record is not None, "no such lease"
+        _, _, index = _RECORD.unpack(record)
+        return int(index)
+
     def update(self, changes: Changes) -> None:
         """A turn has been committed."""
         self.lessor = changes.lessor
         for id, ttl in changes.granted.items():
+            self.remaining.pop(id, None)  # of the life before, if one turn has ended it and granted it anew
             if ttl is None:
                 self.granted.pop(id, None)
-                self.remaining.pop(id, None)
             else:
                 self.granted[id] = ttl
         for id, left in changes.remaining.items():
@@ -112,6 +120,7 @@ class Changes:
         self.granted: dict[int, int | None] = {}
         """Granted TTL of new leases, None for those that ended."""
         self.remaining: dict[int, int] = {}
+        self._born: dict[int, int] = {}  # of those granted in this turn
         self._keys: dict[int, dict[bytes, bool]] = {}  # attached or detached in this turn
 
     def lead(self, lessor: Lessor) -> None:
@@ -124,20 +133,29 @@ class Changes:
         """None: there is no such lease."""
         return self.granted[id] if id in self.granted else self._leases.granted.get(id)
 
-    def grant(self, id: int, ttl: int) -> None:
-        """Raises LeaseExists."""
+    def known(self, id: int, index: int) -> bool:
+        """Whether there is such a lease, and was when that entry of the log had been applied."""
+        if self.ttl(id) is None:
+            return False
+        return self._born_at(id) <= index
+
+    def _born_at(self, id: int) -> int:
+        return self._born[id] if id in self._born else self._leases.born(id)
+
+    def grant(self, id: int, ttl: int, index: int) -> None:
+        """By the entry of that index. Raises LeaseExists."""
         if self.ttl(id) is not None:
             raise errors.LeaseExists
-        self.granted[id] = ttl
+        self.granted[id], self._born[id] = ttl, index
         self.remaining.pop(id, None)
-        self._batch.put(_lease_key(id), _RECORD.pack(ttl, 0))
+        self._batch.put(_lease_key(id), _RECORD.pack(ttl, 0, index))
 
     def checkpoint(self, id: int, remaining: int) -> None:
-        """0 is all of it. An unknown lease is passed over: it has ended meanwhile."""
+        """0 is all of it. The lease must be known."""
         ttl = self.ttl(id)
-        if ttl is not None:
-            self.remaining[id] = remaining
-            self._batch.put(_lease_key(id), _RECORD.pack(ttl, remaining))
+        assert ttl is not None
+        self.remaining[id] = remaining
+        self._batch.put(_lease_key(id), _RECORD.pack(ttl, remaining, self._born_at(id)))
 
     def end(self, id: int) -> None:
         """The lease is gone. Its keys must have been deleted before."""

@@ -362,7 +362,7 @@ class Turn:
         if isinstance(request, pb.LeaseGrantRequest):
             if not request.ID:
                 raise errors.Malformed  # the proposer chooses, so that all have the same
-            self.leases.grant(request.ID, request.TTL)
+            self.leases.grant(request.ID, request.TTL, self.index)
             return codec.int_field(b"\x10", request.ID) + codec.int_field(b"\x18", request.TTL)
         if isinstance(request, pb.LeaseRevokeRequest):
             if self.leases.ttl(request.ID) is None:
@@ -474,10 +474,11 @@ class Turn:
     def _heed_lessor(self, request: pb.LeaseExpire | pb.LeaseCheckpoints) -> None:
         if isinstance(request, pb.LeaseCheckpoints):
             for checkpoint in request.checkpoints:
-                self.leases.checkpoint(checkpoint.ID, checkpoint.remaining_TTL)
+                if self.leases.known(checkpoint.ID, request.applied):
+                    self.leases.checkpoint(checkpoint.ID, checkpoint.remaining_TTL)
             return
         for id in request.IDs:  # each at a revision of its own
-            if self.leases.ttl(id) is not None:
+            if self.leases.known(id, request.applied):
                 self._end_lease(id)
                 self._next_revision()
 

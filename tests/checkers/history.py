@@ -16,8 +16,25 @@ from dataclasses import dataclass
 from kvorum import etcd_pb2 as pb
 from kvorum.errors import Ambiguous, KvorumError
 
-Request = pb.PutRequest | pb.DeleteRangeRequest | pb.RangeRequest | pb.TxnRequest | pb.CompactionRequest
-Answer = pb.PutResponse | pb.DeleteRangeResponse | pb.RangeResponse | pb.TxnResponse | pb.CompactionResponse
+LeaseRequest = (
+    pb.LeaseGrantRequest
+    | pb.LeaseRevokeRequest
+    | pb.LeaseKeepAliveRequest
+    | pb.LeaseTimeToLiveRequest
+    | pb.LeaseLeasesRequest
+)
+LeaseAnswer = (
+    pb.LeaseGrantResponse
+    | pb.LeaseRevokeResponse
+    | pb.LeaseKeepAliveResponse
+    | pb.LeaseTimeToLiveResponse
+    | pb.LeaseLeasesResponse
+)
+"""Not for the checkers here: tests.simulation.ledger judges them."""
+Request = pb.PutRequest | pb.DeleteRangeRequest | pb.RangeRequest | pb.TxnRequest | pb.CompactionRequest | LeaseRequest
+Answer = (
+    pb.PutResponse | pb.DeleteRangeResponse | pb.RangeResponse | pb.TxnResponse | pb.CompactionResponse | LeaseAnswer
+)
 
 
 @dataclass(slots=True, eq=False)

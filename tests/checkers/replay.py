@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from kvorum import etcd_pb2 as pb
@@ -38,21 +38,29 @@ class Verdict(NamedTuple):
     happened: dict[int, int]
 
 
-def check_replay(history: Iterable[Operation], truth: Truth, *, first: int = 2, base: State | None = None) -> Verdict:
+def check_replay(
+    history: Iterable[Operation],
+    truth: Truth,
+    *,
+    first: int = 2,
+    base: State | None = None,
+    others: Container[int] = (),
+) -> Verdict:
     """Judge `history` by the truth.
 
     Args:
       truth: the events of every revision from `first` on.
       base: the state before `first`, when the history does not begin with an empty store.
+      others: revisions that nobody in `history` has made or looked at; somebody else judges them.
     """
-    replay = _Replay(list(history), truth, first, base or {})
+    replay = _Replay(list(history), truth, first, base or {}, others)
     replay.judge()
     return Verdict(replay.wrong, replay.happened)
 
 
 class _Replay:
-    def __init__(self, history: list[Operation], truth: Truth, first: int, base: State) -> None:
-        self.history, self.truth, self.first, self.base = history, truth, first, base
+    def __init__(self, history: list[Operation], truth: Truth, first: int, base: State, others: Container[int]) -> None:
+        self.history, self.truth, self.first, self.base, self.others = history, truth, first, base, others
         self.wrong: list[str] = []
         self.last = max(truth, default=first - 1)
         self.answered = [op for op in history if op.answer is not None]
@@ -116,7 +124,7 @@ class _Replay:
             owner = self.owner.get(revision)
             if owner is not None:
                 self._write(state, owner, revision)
-            else:
+            elif revision not in self.others:
                 self.orphans[revision] = [
                     op for op in candidates.of(events) if self._makes(state, op, revision, events)
                 ]

@@ -19,12 +19,17 @@ from kvorum.wire import Kind, Method
 from tests.checkers.history import Operation, Request, brief, pairs_seen
 from tests.simulation.world import MILLISECOND, SECOND, World
 
-_METHOD_OF = {
+METHOD_OF = {
     pb.PutRequest: Method.PUT,
     pb.RangeRequest: Method.RANGE,
     pb.DeleteRangeRequest: Method.DELETE_RANGE,
     pb.TxnRequest: Method.TXN,
     pb.CompactionRequest: Method.COMPACT,
+    pb.LeaseGrantRequest: Method.LEASE_GRANT,
+    pb.LeaseRevokeRequest: Method.LEASE_REVOKE,
+    pb.LeaseKeepAliveRequest: Method.LEASE_KEEP_ALIVE,
+    pb.LeaseTimeToLiveRequest: Method.LEASE_TIME_TO_LIVE,
+    pb.LeaseLeasesRequest: Method.LEASE_LEASES,
 }
 
 
@@ -41,6 +46,8 @@ class Habits:
     roam: float = 0.3
     wander: float = 0.0
     """How often a transaction leaves its group."""
+    shared: float = 0.4
+    """How often a tenant has an id granted that all of them use."""
     weights: dict[str, int] = field(
         default_factory=lambda: {
             "put": 6,
@@ -99,8 +106,11 @@ class Hub:
 
 
 class Client:
-    """One client. `history` is shared: operations in the order of their calls, numbered from 1, which is also the id of
-    the record that goes out (0 is how a member answers what is no batch at all)."""
+    """One client. `history` is shared: operations in the order of their calls, numbered from `first_id`, which is also
+    the id of the record that goes out (0 is how a member answers what is no batch at all)."""
+
+    kind = b"client"
+    first_id = 1
 
     def __init__(self, world: World, hub: Hub, habits: Habits, id: int, members: list[int], history: list[Operation]):
         self.world, self.hub, self.habits, self.id, self.members, self.history = (
@@ -130,7 +140,7 @@ class Client:
     def _reconnect(self) -> None:
         self.hub.clients.pop(self._name, None)
         self._connections += 1
-        self._name = b"client %d/%d" % (self.id, self._connections)
+        self._name = b"%s %d/%d" % (self.kind, self.id, self._connections)
         self.hub.clients[self._name] = self
         if self.world.happens(self.habits.roam):
             self.member = self.world.rng.choice(self.members)
@@ -149,11 +159,13 @@ class Client:
                 frame.append(self._noise())
                 continue
             request = self._request(kind)
-            op = Operation(len(self.history) + 1, self.id, self.member, self.world.now, request)
+            op = Operation(len(self.history) + self.first_id, self.id, self.member, self.world.now, request)
             self.history.append(op)
             self._waiting[op.id] = op
-            frame.append(wire.encode(_METHOD_OF[type(request)], Kind.CALL, 0, op.id, request.SerializeToString()))
-            self.world.tell(lambda op=op: f"client {op.client} to {op.member} #{op.id} {brief(op.request)}")
+            frame.append(wire.encode(METHOD_OF[type(request)], Kind.CALL, 0, op.id, request.SerializeToString()))
+            self.world.tell(
+                lambda op=op: f"{self.kind.decode()} {op.client} to {op.member} #{op.id} {brief(op.request)}"
+            )
         self._round += 1
         batch, name, member, number = b"".join(frame), self._name, self.member, self._round
         delay = self.world.between(50, MILLISECOND)
@@ -185,9 +197,13 @@ class Client:
                 self._revision = max(self._revision, op.answer.header.revision)
                 for kv in pairs_seen(op.answer):
                     self._seen[kv.key] = kv
-            self.world.tell(lambda op=op: f"client {op.client} is told {op}")
+                self._heard(op)
+            self.world.tell(lambda op=op: f"{self.kind.decode()} {op.client} is told {op}")
         if not self._waiting:
             self._next()
+
+    def _heard(self, op: Operation) -> None:
+        """An operation was answered."""
 
     def lost(self) -> None:
         """The connection broke: nothing that is under way will be answered."""

@@ -1,8 +1,9 @@
-"""Wrong cores, shells and stores: each breaks one rule that the right ones keep, by overriding the place that keeps it.
+"""Wrong cores, shells, stores and clients: each breaks one rule that the right ones keep, by overriding what keeps it.
 
 A simulator that finds nothing has proved nothing until it finds what is known to be there. Every mutant here must be
 caught within a number of seeds (test_mutants.py); one that is not any more means that the simulator has gone blind, or
-that the rule is kept somewhere else now.
+that the rule is kept somewhere else now. Those of leases and of broadcasts are in wrong_leases.py and
+wrong_broadcasts.py.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from cluster.raftd import Raftd
 from cluster.reads import Reads
 from cluster.watchd import Stream, Watchd, Watcher
 from kvorum import wire
+from kvorum.watching import WatchCore
 from storage import codec
 from storage.entry import HardState
 from storage.history import Change
 from storage.keyspace import Keyspace, Turn
 from storage.turn import Outcome as Applied
 from storage.turn import Result
+from tests.simulation import wrong_broadcasts, wrong_leases
 from tests.simulation.disk import SimWal
 from tests.simulation.faults import Temper
 from tests.simulation.node import Shells
@@ -442,18 +445,21 @@ class SweepsTooMuch(Keyspace):
 
 def _weather_of_figure_8(plan: Plan) -> None:
     """Leaders that are struck down at their election, entries that travel one by one."""
+    plan.tenants = plan.listeners = 0
     plan.members, plan.sizes.append_bytes, plan.climate.delay_max = 3, 1, MILLISECOND
     plan.temper = Temper(4 * SECOND, {"depose": 1}, jinx=0.9)
 
 
 def _replaced_in_flight(plan: Plan) -> None:
     """Slow disks, and leaders that come and go."""
+    plan.tenants = plan.listeners = 0
     plan.members, plan.habits.clients = 5, 8
     plan.temper = Temper(SECOND, {"slow_disk": 4, "depose": 3, "isolate": 2, "weather": 2}, jinx=0.5)
 
 
 def _cut_off_leaders(plan: Plan) -> None:
     """Leaders that don't know they no longer are, with clients who ask them."""
+    plan.tenants = plan.listeners = 0
     plan.temper = Temper(2 * SECOND, {"stale_leader": 3, "depose": 1}, jinx=0.0)
     plan.habits.clients, plan.habits.roam = 8, 0.0
     plan.habits.weights |= {"get": 20, "group": 10}
@@ -461,6 +467,7 @@ def _cut_off_leaders(plan: Plan) -> None:
 
 def _slow_roads(plan: Plan) -> None:
     """Messages that take their time, and everybody at the same few keys."""
+    plan.tenants = plan.listeners = 0
     plan.climate.delay_max, plan.climate.loss = 150 * MILLISECOND, 0.0
     plan.habits.clients, plan.habits.groups, plan.habits.keys, plan.habits.batch_max = 8, 1, 2, 1
     plan.habits.think_max = 300 * MILLISECOND
@@ -469,6 +476,7 @@ def _slow_roads(plan: Plan) -> None:
 
 def _young_leaders(plan: Plan) -> None:
     """Leaders that are asked for much before they have done anything."""
+    plan.tenants = plan.listeners = 0
     plan.climate.delay_max, plan.members = 30 * MILLISECOND, 3
     plan.habits.clients, plan.habits.groups, plan.habits.batch_max, plan.habits.roam = 8, 1, 1, 0.5
     plan.habits.think_max = 400 * MILLISECOND
@@ -477,6 +485,7 @@ def _young_leaders(plan: Plan) -> None:
 
 def _restless_processes(plan: Plan) -> None:
     """Each half of a node dies and sleeps while the other goes on."""
+    plan.tenants = plan.listeners = 0
     plan.members = 3
     plan.temper = Temper(200 * MILLISECOND, {"kill": 4, "pause": 4, "failpoint": 2}, jinx=0.0)
     plan.knobs.flush_ticks, plan.knobs.floor_ticks = 3, 2
@@ -484,12 +493,73 @@ def _restless_processes(plan: Plan) -> None:
 
 def _slow_watchers(plan: Plan) -> None:
     """Everybody watches, and their servers come and go."""
+    plan.tenants = plan.listeners = 0
     plan.followers, plan.members = 3, 3
     plan.temper = Temper(SECOND, {"kill": 2, "pause": 2}, jinx=0.0)
 
 
+def _busy_tenants(plan: Plan) -> None:
+    """Much is done with leases, and their leader changes."""
+    plan.members, plan.tenants, plan.habits.clients = 3, 3, 2
+    plan.tenants_habits.think_max = 400 * MILLISECOND
+    plan.knobs.checkpoint_seconds, plan.knobs.lessor_patience = 1.0, 10.0
+    plan.temper = Temper(3 * SECOND, {"transfer": 2, "depose": 2, "kill": 1}, jinx=0.0)
+
+
+def _cut_off_lessors(plan: Plan) -> None:
+    """Tenants ask leaders that don't know they no longer are."""
+    _busy_tenants(plan)
+    plan.tenants_habits.roam = 0.0
+    plan.tenants_habits.weights |= {"keep": 30, "left": 0, "revoke": 3}
+    plan.temper = Temper(1500 * MILLISECOND, {"stale_leader": 1}, jinx=0.0)
+
+
+def _slow_lessors(plan: Plan) -> None:
+    """What was decided takes its time."""
+    _busy_tenants(plan)
+    plan.climate.delay_max, plan.climate.loss = 150 * MILLISECOND, 0.0
+    plan.tenants_habits.weights |= {"keep": 20, "left": 0, "revoke": 3}
+    plan.temper = Temper(2 * SECOND, {"slow_disk": 2, "transfer": 1}, jinx=0.0)
+
+
+def _wanted_names(plan: Plan) -> None:
+    """The same few ids are granted, revoked and granted again, and a lessor knows it late."""
+    _busy_tenants(plan)
+    plan.tenants_habits.shared = 1.0
+    plan.tenants_habits.weights |= {"grant": 12, "revoke": 8, "keep": 1, "left": 1, "list": 0, "put": 2}
+    plan.temper = Temper(SECOND, {"slow_disk": 1}, jinx=0.0)
+
+
+def _lossy_air(plan: Plan) -> None:
+    """Everybody listens, and much of it is lost."""
+    plan.members, plan.listeners, plan.followers, plan.air_loss, plan.air_breaks = 3, 3, 0, 0.2, 0.3
+    plan.knobs.history_bytes, plan.knobs.grace_ticks, plan.sizes.share_from = 2_000, 5, 1
+    plan.temper = Temper(SECOND, {"kill": 2, "pause": 1, "cut_clients": 1}, jinx=0.0)
+
+
+def _restless_stores(plan: Plan) -> None:
+    """Everybody listens, and what they are told comes from stores that are opened again and again."""
+    _lossy_air(plan)
+    plan.members, plan.air_loss, plan.air_breaks, plan.knobs.grace_ticks = 1, 0.0, 0.0, 100
+    plan.temper = Temper(300 * MILLISECOND, {"kill": 3, "pause": 1}, jinx=0.0)
+
+
+def _fickle_ears(plan: Plan) -> None:
+    """Nothing breaks but the connections of those who listen, and they are soon forgotten."""
+    _lossy_air(plan)
+    plan.members, plan.air_loss, plan.air_breaks, plan.knobs.grace_ticks = 1, 0.0, 1.0, 1
+    plan.temper = Temper(SECOND, {}, jinx=0.0)
+
+
+def _absent_ears(plan: Plan) -> None:
+    """They are away for a while, and not forgotten."""
+    _fickle_ears(plan)
+    plan.knobs.grace_ticks = 100
+
+
 def _lost_proposals(plan: Plan) -> None:
     """Members that are cut off with what they have proposed, and clients who wait until they are told."""
+    plan.tenants = plan.listeners = 0
     plan.members, plan.sizes.timeout_ticks, plan.habits.patience_max = 3, 15, 20 * SECOND
     plan.climate.delay_max, plan.climate.loss = 150 * MILLISECOND, 0.01
     plan.temper = Temper(SECOND, {"depose": 3, "transfer": 3, "clog": 2, "slow_disk": 2, "pause": 2}, jinx=0.2)
@@ -515,6 +585,7 @@ def _of(cls: type, plan: Callable[[Plan], None] | None = None, seeds: int = 120)
         Applyd: "applyd",
         Watchd: "watchd",
         Keyspace: "keyspace",
+        WatchCore: "listener",
     }
     part = next(name for base, name in kinds.items() if issubclass(cls, base))
     return Mutant(cls.__name__, lambda: Shells(**{part: cls}), seeds, plan)
@@ -557,4 +628,34 @@ MUTANTS = [
     _of(WritesTheIndexApart, _restless_processes),
     _of(DependsOnTheMember),
     _of(SweepsTooMuch),
+    _of(wrong_leases.DoesNotExtend, _busy_tenants),
+    _of(wrong_leases.EndsTooEarly, _busy_tenants),
+    _of(wrong_leases.CountsOnlyItsOwn, _busy_tenants),
+    _of(wrong_leases.RenewsWhatItIsEnding, _slow_lessors),
+    _of(wrong_leases.LeavesTheCheckpoint, _busy_tenants),
+    _of(wrong_leases.RenewsUnconfirmed, _cut_off_lessors),
+    _of(wrong_leases.TellsBeforeItHasApplied, _slow_lessors),
+    _of(wrong_leases.MixesUpRenewals, _busy_tenants),
+    _of(wrong_leases.HeedsDeposedLessors, _busy_tenants),
+    _of(wrong_leases.EndsTheLifeAfter, _wanted_names),
+    _of(wrong_leases.EndsKeyByKey, _busy_tenants),
+    _of(wrong_leases.EndsInAnyOrder, _busy_tenants),
+    _of(wrong_leases.DoesNotDetach),
+    _of(wrong_leases.PutsOnTheDead),
+    _of(wrong_leases.GrantsOverTheLiving, _wanted_names),
+    _of(wrong_leases.ForgetsItsLeases, _busy_tenants),
+    _of(wrong_broadcasts.NamesAFirstThatIsTooLow, _absent_ears),
+    _of(wrong_broadcasts.DoesNotRestartItsGroups, _restless_stores),
+    _of(wrong_broadcasts.ConnectsTooFar, _lossy_air),
+    _of(wrong_broadcasts.TearsRevisions, _lossy_air),
+    _of(wrong_broadcasts.PublishesWhatNobodyWants, _lossy_air),
+    _of(wrong_broadcasts.PublishesTooFar, _lossy_air),
+    _of(wrong_broadcasts.LosesTheEndOfASlice, _lossy_air),
+    _of(wrong_broadcasts.ForgetsWhatWasBefore, _lossy_air),
+    _of(wrong_broadcasts.TakesAnyPublication, _lossy_air),
+    _of(wrong_broadcasts.ResumesTooLate, _lossy_air),
+    _of(wrong_broadcasts.ResumesTooEarly, _lossy_air),
+    _of(wrong_broadcasts.HearsTwice, _lossy_air),
+    _of(wrong_broadcasts.StaysWithTheSilent, _fickle_ears),
+    _of(wrong_broadcasts.ThinksItIsTunedStill, _lossy_air),
 ]

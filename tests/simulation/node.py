@@ -2,7 +2,7 @@
 
               frames            internal frames              internal frames
     network ─────────▶ raft ◀───────────────────▶ apply ◀───────────────────▶ watch ◀──▶ watching clients
-                    core, Disk                  Keyspace, Store ◀──▶ clients
+                    core, Disk                  Keyspace, Store ◀──▶ clients    Air ──▶ those who listen
 
 Each dies, sleeps and comes back by itself (pipes.py). What raft comes back to is its disk (disk.py), what apply comes
 back to its store: a LossyEngine, which in a crash keeps any first part of what it had not flushed. Raft and apply are
@@ -18,9 +18,10 @@ from dataclasses import dataclass
 
 from cluster import internal
 from cluster.applyd import Applyd
+from cluster.broadcast import TOPIC_BYTES
 from cluster.config import NodeConfig
 from cluster.internal import Attached, Committed, Floor, Message, PeerAnswer, PeerAsk, Tick
-from cluster.links import ClientFrame, frames_of
+from cluster.links import ClientFrame, Subscription, frames_of
 from cluster.metrics import ApplyBoard, RaftBoard, WatchBoard
 from cluster.node import Node as Identity
 from cluster.raft import message as peer
@@ -28,10 +29,12 @@ from cluster.raft.core import Config, Raft
 from cluster.raft.log import Log
 from cluster.raftd import Raftd
 from cluster.watchd import Watchd
+from kvorum.watching import WatchCore
 from storage.entry import Entry
 from storage.keyspace import Change, Keyspace, Turn
 from storage.memory import LossyEngine
 from storage.requests import Limits
+from tests.simulation.air import Air
 from tests.simulation.disk import Disk, SimWal
 from tests.simulation.network import Network
 from tests.simulation.pipes import Actor, Conversation, Killed
@@ -146,6 +149,9 @@ class WatchLink:
         for port, _, frame in parcels:
             if port == "apply":
                 yield internal.decode(frame)
+        for port, _, frame in parcels:
+            if port == "air":
+                yield Subscription(frame[1:], bool(frame[0]))
         for port, source, frame in parcels:
             if port == "clients":
                 yield ClientFrame(source, frame)
@@ -157,6 +163,9 @@ class WatchLink:
 
     def send(self, identity: bytes, frame: bytes) -> bool | None:
         return self.node.publish(identity, frame)
+
+    def publish(self, frame: bytes) -> None:
+        self.node.air.publish(frame)
 
 
 class Watchman:
@@ -182,6 +191,8 @@ class Shells:
     applyd: type[Applyd] = Applyd
     watchd: type[Watchd] = Watchd
     keyspace: type[Keyspace] = Keyspace
+    listener: type[WatchCore] = WatchCore
+    """The core of clients that listen to broadcasts."""
 
 
 @dataclass(slots=True)
@@ -192,6 +203,7 @@ class Sizes:
     append_bytes: int
     uncommitted_bytes: int
     timeout_ticks: int
+    share_from: int
 
 
 class Store(LossyEngine):
@@ -235,6 +247,7 @@ class Node:
         self.apply = Actor(world, f"apply {self.id}", 3 * self.id + 1, self._apply_turn)
         self.watch = Actor(world, f"watch {self.id}", 3 * self.id + 2, self._watch_turn)
         self.actors = (self.raft, self.apply, self.watch)
+        self.air = Air(world, lambda frame: self.watch.receive("air", b"", frame))
         self.with_raft = Conversation(world, self.apply, "apply", self.raft, "raft")
         self.with_watch = Conversation(world, self.watch, "watch", self.apply, "apply")
         self.raftd: Raftd | None = None
@@ -292,6 +305,7 @@ class Node:
     def _start_apply(self, actor: Actor) -> None:
         board = ApplyBoard()
         board.open(None)
+        since = self.world.rng.randrange(1 << 20)
         keyspace = self._shells.keyspace(self.engine)
         self._tell_commits(keyspace)
         self.applyd = self._shells.applyd(
@@ -304,7 +318,7 @@ class Node:
             quota_bytes=self.config.quota_backend_bytes,
             election_ticks=ELECTION_TICKS,
             timeout_ticks=self._sizes.timeout_ticks,
-            clock=lambda: self.world.now / SECOND,
+            clock=lambda: since + self.world.now / SECOND,  # a monotonic clock begins anywhere
             rng=random.Random(f"{self.world.seed}/{self.id}/{actor.runs}"),
         )
         self._flushing = False
@@ -323,8 +337,12 @@ class Node:
             epoch=actor.runs + 1,
             response_bytes_max=RESPONSE_BYTES_MAX,
             progress_ticks=20,
+            broadcast=self.config.advertise_broadcast,
+            share_from=self._sizes.share_from,
+            new_topic=lambda: self.world.rng.randbytes(TOPIC_BYTES),
         )
         actor.start()
+        self.air.started()
 
     def _tell_commits(self, keyspace: Keyspace) -> None:
         commit = keyspace._commit
@@ -363,6 +381,7 @@ class Node:
         else:
             self.watchd = None
             self.with_watch.caller_died()
+            self.air.died()
         self._died(self, actor)
 
     def _surviving_batches(self) -> int:

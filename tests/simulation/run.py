@@ -2,9 +2,10 @@
 
     chaos (faults, clients) ──▶ heal ──▶ must serve within RECOVERY ──▶ quiet ──▶ must converge ──▶ verdicts
 
-Safety is looked at after every turn (safety.py). After healing, each member must answer a write within RECOVERY, and
-when the clients are quiet all stores must come to hold the same bytes. Then the history is judged by replay and by
-search.
+Safety is looked at after every turn (safety.py). After healing, each member must answer a write within RECOVERY; when
+the clients are quiet, leases that nobody renews must end in time, all stores must come to hold the same bytes, and all
+who watch or listen must have heard everything. Then the history is judged by replay and by search, and that of the
+tenants by the ledger.
 
 The sizes at which things are cut, flushed, refused and swept are drawn small for a run (`Knobs`), or a run of seconds
 would never get there.
@@ -16,11 +17,15 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import cluster.applyd
+import cluster.broadcast
+import cluster.landlord
+import cluster.lessor
 import cluster.raftd
 import cluster.watchd
+import kvorum.watching
 import storage.compaction
 import storage.reads
 from cluster.config import NodeConfig, resolve
@@ -34,10 +39,13 @@ from tests.checkers.replay import check_replay
 from tests.simulation.clients import Client, Habits, Hub
 from tests.simulation.faults import Faults, Temper
 from tests.simulation.followers import Follower
+from tests.simulation.ledger import SHORT, revisions_of
+from tests.simulation.listeners import Listener
 from tests.simulation.network import Network, Weather
 from tests.simulation.node import ELECTION_TICKS, Node, Shells, Sizes
 from tests.simulation.pipes import TICK, Actor
 from tests.simulation.safety import Safety
+from tests.simulation.tenants import WEIGHTS, Tenant
 from tests.simulation.world import MILLISECOND, SECOND, World
 
 SECONDS = 30
@@ -45,6 +53,8 @@ SECONDS = 30
 ELECTION = ELECTION_TICKS * TICK
 RECOVERY = 10 * ELECTION
 CONVERGENCE = 10 * ELECTION
+SILENCE = 2 * int(kvorum.watching.SILENCE_SECONDS) * SECOND
+"""Until a listener has noticed that nobody publishes to it any more, and has gone elsewhere."""
 
 
 @dataclass(slots=True)
@@ -61,6 +71,14 @@ class Knobs:
     sweep_changes: int
     read_slice_bytes: int
     history_bytes: int
+    expire_leases: int
+    lessor_slice: int
+    lessor_patience: float
+    checkpoint_seconds: float
+    grace_ticks: int
+    backlog_bytes: int
+    ring_bytes: int
+    delivery_bytes: int
 
     @classmethod
     def draw(cls, rng: random.Random) -> Knobs:
@@ -75,6 +93,14 @@ class Knobs:
             sweep_changes=rng.choice((3, 20, 1_000)),
             read_slice_bytes=rng.choice((600, 2_000, 1 << 20)),
             history_bytes=rng.choice((200, 2_000, 1 << 20)),
+            expire_leases=rng.choice((1, 3, 1_000)),
+            lessor_slice=rng.choice((2, 20_000)),
+            lessor_patience=rng.choice((1.0, 10.0)),
+            checkpoint_seconds=rng.choice((1.0, 5.0, 300.0)),
+            grace_ticks=rng.choice((5, 100)),
+            backlog_bytes=rng.choice((300, 3_000, 32 << 20)),
+            ring_bytes=rng.choice((0, 1_000, 1 << 20)),
+            delivery_bytes=rng.choice((100, 1 << 20)),
         )
 
     @contextmanager
@@ -91,7 +117,15 @@ class Knobs:
             (cluster.raftd, "WINDOW_BYTES", self.window_bytes),
             (cluster.raftd, "SLICE_BYTES", self.slice_bytes),
             (cluster.raftd, "hit", hit),
+            (cluster.lessor, "EXPIRE_MAX", self.expire_leases),
+            (cluster.lessor, "SLICE", self.lessor_slice),
+            (cluster.lessor, "CHECKPOINT_SECONDS", self.checkpoint_seconds),
+            (cluster.landlord, "PATIENCE_SECONDS", self.lessor_patience),
+            (cluster.broadcast, "GRACE_TICKS", self.grace_ticks),
+            (kvorum.watching, "BACKLOG_BYTES_MAX", self.backlog_bytes),
             (cluster.watchd, "HISTORY_BYTES", self.history_bytes),
+            (cluster.watchd, "RING_BYTES", self.ring_bytes),
+            (cluster.watchd, "DELIVERY_BYTES", self.delivery_bytes),
             (cluster.watchd, "hit", hit),
             (storage.compaction, "STEP_CHANGES", self.sweep_changes),
             (storage.reads, "SLICE_BYTES", self.read_slice_bytes),
@@ -119,6 +153,11 @@ class Plan:
     wake_max: int
     sizes: Sizes
     followers: int
+    tenants: int
+    tenants_habits: Habits
+    listeners: int
+    air_loss: float
+    air_breaks: float
 
     @classmethod
     def draw(cls, rng: random.Random, seconds: int) -> Plan:
@@ -158,8 +197,16 @@ class Plan:
                 append_bytes=rng.choice((1, 300, 1 << 20)),
                 uncommitted_bytes=rng.choice((500, 5_000, 64 << 20)),
                 timeout_ticks=rng.choice((15, 30, 70)),  # 70 with etcd's default settings
+                share_from=rng.choice((1, 1, 2)),
             ),
             followers=rng.choice((0, 1, 3)),
+            tenants=rng.choice((0, 0, 1, 2)),
+            tenants_habits=replace(
+                habits, weights=dict(WEIGHTS), batch_max=3, think_max=rng.choice((400, 2_000)) * MILLISECOND
+            ),
+            listeners=rng.choice((0, 1, 2)),
+            air_loss=rng.choice((0.0, 0.0, 0.05, 0.5)),
+            air_breaks=rng.choice((0.0, 0.3)),
         )
 
 
@@ -232,6 +279,11 @@ class Run:
             Client(self.world, self.hub, self.plan.habits, id, list(self.nodes), self.history)
             for id in range(1, self.plan.habits.clients + 1)
         ]
+        self.tenants_history: list[Operation] = []
+        self.tenants = [
+            Tenant(self.world, self.hub, self.plan.tenants_habits, id, list(self.nodes), self.tenants_history)
+            for id in range(1, self.plan.tenants + 1)
+        ]
         self.followers = [
             Follower(
                 self.world,
@@ -243,6 +295,21 @@ class Run:
             )
             for id in range(1, self.plan.followers + 1)
         ]
+        self.listeners = [
+            Listener(
+                self.world,
+                self.safety,
+                id,
+                (shells or Shells()).listener,
+                {config.member_id: (config.advertise_watch, config.advertise_broadcast) for config in configs},
+                {node.id: node.air for node in self.nodes.values()},
+                self._to_watch,
+                self.hub.cut,
+            )
+            for id in range(1, self.plan.listeners + 1)
+        ]
+        for node in self.nodes.values():
+            node.air.loss, node.air.breaks = self.plan.air_loss, self.plan.air_breaks
 
     def go(self) -> Report:
         """Raises Violation, or whatever a process died of that it must not die of."""
@@ -258,15 +325,16 @@ class Run:
             for node in self.nodes.values():
                 for actor in node.actors:
                     node.start(actor)
-            for client in [*self.clients, *self.followers]:
+            for client in [*self.clients, *self.tenants, *self.followers, *self.listeners]:
                 client.start()
             yield
             self.world.tell(lambda: "-- healed")
             self.healing = True
             self.faults.heal()
             self._recover()
-            for client in self.clients:
+            for client in [*self.clients, *self.tenants]:
                 client.stopped = True
+            self._run_out()
             self._converge()
         self.report = self._judge()
 
@@ -304,8 +372,10 @@ class Run:
         return watch.alive
 
     def _publish(self, name: bytes, frame: bytes) -> bool | None:
-        follower = next((follower for follower in self.followers if follower.name == name), None)
-        return None if follower is None else follower.offer(frame)
+        for one in (*self.followers, *self.listeners):
+            if one.name == name:
+                return one.offer(frame)
+        return None
 
     def _died(self, node: Node, actor: Actor) -> None:
         """The supervisor: what died is started again, sooner or later."""
@@ -315,6 +385,8 @@ class Run:
             for follower in self.followers:
                 if follower.member == node.id:
                     follower.lost()
+            for listener in self.listeners:
+                listener.lost(node.id)
         if self.supervised or self.healing:
             run = actor.runs
             wait = self.world.between(5 * MILLISECOND, 50 * MILLISECOND if self.healing else 2 * SECOND)
@@ -323,6 +395,10 @@ class Run:
     def _revive(self) -> None:
         for follower in self.followers:
             follower.healed = True
+        for listener in self.listeners:
+            listener.heal()
+        for node in self.nodes.values():
+            node.air.loss = node.air.breaks = 0.0
         for node in self.nodes.values():
             for actor in node.actors:
                 node.start(actor)
@@ -340,12 +416,23 @@ class Run:
             waiting = {id: probe for id, probe in waiting.items() if not probe.answered}
         self.safety.check(not waiting, f"members {list(waiting)} answer no write {RECOVERY / SECOND:g} s after healing")
 
+    def _run_out(self) -> None:
+        """Nobody renews a lease any more: the short ones must end, each within its time (RELIABILITY L2)."""
+        ledger, quiet = self.safety.ledger, self.world.now + self.plan.sizes.timeout_ticks * TICK
+        deadline = quiet + (3 * SHORT) * SECOND
+        while ledger.short:
+            self.let(ELECTION // 2)
+            overdue = ledger.overdue(quiet)
+            self.safety.check(not overdue, f"leases live too long: {overdue}")
+            self.safety.check(self.world.now < deadline, f"leases live for ever: {ledger.short}")
+
     def _converge(self) -> None:
         """Nobody asks for anything any more: all stores must come to hold the same, and all who watch to know it."""
-        deadline = self.world.now + CONVERGENCE
+        deadline = self.world.now + CONVERGENCE + (SILENCE if self.listeners else 0)
         while self.world.now < deadline:
             self.let(ELECTION // 2)
-            converged, missing = self._converged(), [follower.missing for follower in self.followers]
+            converged = self._converged()
+            missing = [one.missing for one in (*self.followers, *self.listeners)]
             if converged and not any(missing):
                 return
         places = {id: node.applyd and node.applyd.keyspace.applied for id, node in self.nodes.items()}
@@ -372,7 +459,7 @@ class Run:
             digest=self.world.digest,
             events=self.world.events,
             virtual=self.world.now / SECOND,
-            operations=len(self.history),
+            operations=len(self.history) + len(self.tenants_history),
             answered=sum(op.answer is not None for op in self.history),
             maybe=sum(op.maybe for op in self.history),
             revisions=len(events),
@@ -380,14 +467,14 @@ class Run:
             elections=self.safety.elections,
             faults=self.faults.counts,
             seen=self.world.seen,
-            heard=sum(follower.heard for follower in self.followers),
+            heard=sum(one.heard for one in (*self.followers, *self.listeners)),
         )
         seen = report.seen
-        for op in self.history:
+        for op in [*self.history, *self.tenants_history]:
             if op.error is not None:
                 seen[type(op.error).__name__] += 1
-        verdict = check_replay(self.history, events)
-        report.wrong = verdict.wrong
+        verdict = check_replay(self.history, events, others=set(revisions_of(events)))
+        report.wrong = self.safety.ledger.judge(self.tenants_history, events) + verdict.wrong
         try:
             report.wrong += check_linearizable(self.history, happened=verdict.happened, budget=200_000)
         except Undecided:
@@ -441,6 +528,7 @@ def _configs(count: int) -> list[NodeConfig]:
             advertise_client_urls=(f"http://{each.name}:2",),
             advertise_native=f"tcp://{each.name}:3",
             advertise_watch=f"tcp://{each.name}:4",
+            advertise_broadcast=f"tcp://{each.name}:5",
         )
         for each in members
     ]

@@ -6,6 +6,7 @@
     commitment           an index is committed once, with one content, and then a majority has it on synced disk
     state machine        every store applies the committed entries, in order, none twice; at one index all stores are
                          in one state; a revision's events are the same wherever and whenever they are told
+    leases               every store holds the leases that the log says (ledger.py)
     acknowledgement      nothing is said about our disk that is not on it: votes and append replies are compared with it
 
 The watchman sees what no member can: all disks at once. It remembers what was once true, so that a member which forgets
@@ -14,6 +15,7 @@ is caught the moment it contradicts itself. A violation is an AssertionError wit
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from zlib import crc32
@@ -26,8 +28,15 @@ from kvorum import etcd_pb2 as pb
 from storage import codec
 from storage.entry import Entry
 from storage.keyspace import Change
+from tests.simulation.ledger import Ledger
 from tests.simulation.node import ELECTION_TICKS, Node, Watchman
 from tests.simulation.world import World
+
+_COMPARED = (
+    (codec.LATEST, codec.LATEST_END),
+    (b"l", codec.SWEEP),  # leases, and what there is beside the data
+    (codec.SWEEP + b"\0", b"n"),
+)
 
 
 class Violation(AssertionError):
@@ -38,6 +47,7 @@ class Safety(Watchman):
     def __init__(self, world: World) -> None:
         self.world = world
         self.nodes: dict[int, Node] = {}
+        self.ledger = Ledger(world, self.check)
         self.leaders: dict[int, int] = {}
         self._votes: dict[tuple[int, int], int] = {}
         self._known: dict[tuple[int, int], tuple[int, int]] = {}  # (index, term) -> (term before, content)
@@ -53,6 +63,10 @@ class Safety(Watchman):
         self._shown: dict[int, int] = {}  # by member: newest revision that its answers may have shown
         self._fed = 0
         self._batches: set[bytes] = set()
+        self._versions: dict[bytes, tuple[list[int], list[pb.KeyValue | None]]] = {}
+        self._parsed_to = 1
+        self.compacted = -1
+        """The newest compaction point of any store."""
         self.elections = 0
         self.on_election: Callable[[Node], None] = lambda node: None
 
@@ -199,6 +213,8 @@ class Safety(Watchman):
         """A member's raft hands entries to its apply process."""
         self._advanced(node)
         for entry in entries:
+            if entry.index > self.ledger.index:
+                self.ledger.entry(entry.index, entry.data)
             if entry.data and entry.index > self._fed:
                 self._fed = entry.index
                 batch = entry.data[:24]  # origin, incarnation, number
@@ -230,6 +246,8 @@ class Safety(Watchman):
             here == there,
             f"at entry {applied} member {node.id} is at (revision, compacted) {here}, another was at {there}",
         )
+        self.compacted = max(self.compacted, keyspace.compacted)
+        self.ledger.agrees(keyspace, node.id)
 
     def _shows(self, node: Node, applyd: Applyd) -> None:
         """What a member has once shown it doesn't take back: not even after a crash, not even to serializable reads.
@@ -249,12 +267,13 @@ class Safety(Watchman):
             if node.applyd is None:
                 continue
             digest = 0
-            for start, end in ((codec.LATEST, codec.LATEST_END), (b"m", codec.SWEEP), (codec.SWEEP + b"\0", b"n")):
+            for start, end in _COMPARED:
                 for key, value in node.engine.scan(start, end):
                     digest = crc32(value, crc32(key, digest))
             applied = node.applyd.keyspace.applied[0]
             known = self._digests.setdefault(applied, digest)
             self.check(digest == known, f"at entry {applied} member {node.id} holds other data than another held there")
+            self.ledger.agrees_on_keys(node.applyd.keyspace, node.id)
 
     def changed(self, node: Node, changes: Sequence[Change], revision: int) -> None:
         """A member tells the events of whole revisions."""
@@ -286,6 +305,18 @@ class Safety(Watchman):
         if found is None:
             found = self._parsed[revision] = [pb.Event.FromString(event) for event in self.truth.get(revision, [])]
         return found
+
+    def before(self, key: bytes, revision: int) -> pb.KeyValue | None:
+        """What a key was just before a revision that is known."""
+        for number in range(self._parsed_to + 1, revision):
+            for event in self.events_of(number):
+                moments, states = self._versions.setdefault(event.kv.key, ([], []))
+                moments.append(number)
+                states.append(event.kv if event.type == pb.Event.PUT else None)
+        self._parsed_to = max(self._parsed_to, revision - 1)
+        moments, states = self._versions.get(key, ([], []))
+        at = bisect_left(moments, revision) - 1
+        return states[at] if at >= 0 else None
 
     def events(self) -> dict[int, list[pb.Event]]:
         """The truth, for the judges of histories."""

@@ -1,4 +1,4 @@
-"""The simulator must be able to fail: every wrong core, shell and store is caught within its number of seeds."""
+"""The simulator must be able to fail: whatever is wrong is caught within its number of seeds."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def led(store: Store, term: int, origin: int = 1, incarnation: int = 1) -> None:
 
 
 def expire(store: Store, term: int, *ids: int, origin: int = 1, incarnation: int = 1) -> list[tuple[int, bytes]]:
-    request = pb.LeaseExpire(term=term, IDs=ids)
+    request = pb.LeaseExpire(term=term, IDs=ids, applied=store.keyspace.applied[0])
     changes = store.outcome(request, origin=origin, incarnation=incarnation)[1]
     return [(change.revision, pb.Event.FromString(change.event).kv.key) for change in changes]
 
@@ -178,10 +178,28 @@ def test_the_newest_lessor_counts_whatever_comes_late(leased: Store) -> None:
     assert len(expire(leased, 5, 7, origin=2, incarnation=2)) == 2
 
 
+def test_the_lessors_word_is_about_the_leases_that_it_knew(leased: Store) -> None:
+    """One that was granted since, under the same id, is another: it was promised its whole time."""
+    known = leased.keyspace.applied[0]
+    leased.revoke(7)
+    leased.grant(7)
+    leased.put(b"new", lease=7)
+    leased.outcome(pb.LeaseCheckpoints(term=3, checkpoints=[pb.LeaseCheckpoint(ID=7, remaining_TTL=5)], applied=known))
+    assert leased.keyspace.leases.remaining == {}
+    reopened = Store(leased.engine)
+    _, changes = reopened.outcome(pb.LeaseExpire(term=3, IDs=[7, 8], applied=known))
+    assert [pb.Event.FromString(change.event).kv.key for change in changes] == [b"b"]
+    assert (keys(reopened, 7), sorted(reopened.keyspace.leases.granted)) == ([b"new"], [7, 9])
+    known = reopened.keyspace.applied[0]
+    anew = (pb.LeaseRevokeRequest(ID=9), pb.LeaseGrantRequest(ID=9, TTL=5))
+    reopened.outcome(*anew, pb.LeaseExpire(term=3, IDs=[9], applied=known))
+    assert reopened.keyspace.leases.granted[9] == 5, "in one turn, too"
+
+
 def test_checkpoints_are_kept_and_taken_back_by_the_lessor_only(leased: Store) -> None:
     def checkpoint(term: int, **left: int) -> None:
         each = [pb.LeaseCheckpoint(ID=int(id[1:]), remaining_TTL=seconds) for id, seconds in left.items()]
-        leased.outcome(pb.LeaseCheckpoints(term=term, checkpoints=each))
+        leased.outcome(pb.LeaseCheckpoints(term=term, checkpoints=each, applied=leased.keyspace.applied[0]))
 
     checkpoint(2, _7=5)
     assert leased.keyspace.leases.remaining == {}
@@ -194,10 +212,19 @@ def test_checkpoints_are_kept_and_taken_back_by_the_lessor_only(leased: Store) -
     assert leased.keyspace.leases.remaining == Keyspace(leased.engine).leases.remaining == {}
 
 
+def test_a_lease_that_ends_and_is_granted_anew_in_one_turn_has_all_of_its_time(leased: Store) -> None:
+    """What a checkpoint said of the life before is not about this one (simulation seed 77)."""
+    left = [pb.LeaseCheckpoint(ID=7, remaining_TTL=5)]
+    leased.outcome(pb.LeaseCheckpoints(term=3, checkpoints=left, applied=leased.keyspace.applied[0]))
+    leased.outcome(pb.LeaseRevokeRequest(ID=7), pb.LeaseGrantRequest(ID=7, TTL=60))
+    assert leased.keyspace.leases.granted[7] == 60
+    assert leased.keyspace.leases.remaining == Keyspace(leased.engine).leases.remaining == {}
+
+
 def test_a_dropped_turn_leaves_no_lease() -> None:
     store = Store(MemoryEngine())
     turn = store.keyspace.begin()
-    turn.leases.grant(7, 60)
+    turn.leases.grant(7, 60, 1)
     turn.leases.attach(7, b"k")
     del turn
     assert store.keyspace.leases.granted == {}

@@ -15,7 +15,8 @@ class Member:
     """One member's calls, and what it has sent."""
 
     def __init__(self) -> None:
-        self.leases = Leases(MemoryEngine())
+        self.engine = MemoryEngine()
+        self.leases = Leases(self.engine)
         self.lessor = Lessor(self.leases, patience=10.0)
         self.sent: list[tuple[int, bytes]] = []
         self.answers: list[tuple[int, int, bytes]] = []
@@ -29,11 +30,13 @@ class Member:
         )
 
     def grant(self, *ids: int, ttl: int = 5) -> None:
-        self._change(lambda changes: [changes.grant(id, ttl) for id in ids])
+        self._change(lambda changes: [changes.grant(id, ttl, 1) for id in ids])
 
     def _change(self, do: object) -> None:
-        changes = Changes(self.leases, MemoryEngine().batch())
+        batch = self.engine.batch()
+        changes = Changes(self.leases, batch)
         do(changes)  # type: ignore[operator]
+        self.engine.write(batch)
         self.leases.update(changes)
         self.lessor.changed(changes, 0.0)
 

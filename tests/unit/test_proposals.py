@@ -57,6 +57,17 @@ def test_what_was_overtaken_is_added_anew_and_answered_once() -> None:
     assert (len(proposals), proposals.bytes) == (0, 0)
 
 
+def test_what_is_worth_it_only_once_is_dead_when_it_was_overtaken() -> None:
+    road = Road()
+    proposals = Proposals(1, 1, road.send, PATIENCE)
+    assert proposals.add(b"a", callers(b"a"), 0, once=True) == 1
+    assert proposals.add(b"b", callers(b"b"), 0) == 2
+    proposals.resend(2 * PATIENCE, all=False)
+    assert road.taken() == [1, 2, 1, 2], "until then it is tried again like any other"
+    assert proposals.settle(2, 5) == callers(b"b")
+    assert (road.taken(), len(proposals), proposals.bytes) == ([], 0, 0)
+
+
 def test_what_was_never_sent_is_sent_to_the_first_leader() -> None:
     road = Road()
     road.open = False
