@@ -4,8 +4,8 @@
  *                           |            |     +-- anything else ------> HTTP/1: bytes pass through
  *                           +-- handshake_ms --> closed
  *
- *   close, when all is written: FIN, then wait for the peer's, or EDGE_LINGER_MS: a socket closed with unread bytes in it
- *   is reset, and the peer may never read our last words. */
+ *   close, when all is written: FIN, then wait for the peer's, or EDGE_LINGER_MS: a socket closed with unread bytes in
+ *   it is reset, and the peer may never read our last words. */
 #define _GNU_SOURCE /* accept4 */
 #include "edge_inside.h"
 
@@ -58,7 +58,7 @@ static bool table_grow(struct edge *e) {
 /* ---- the beginning */
 
 int edge_connect(struct edge *e, int socket, bool tls) {
-    int on = 1;
+    int on = 1, idle = 30;
     struct edge_connection *k = NULL;
     if (e->stats.connections < e->table_size || table_grow(e)) k = edge_alloc(e, sizeof *k);
     if (!k) {
@@ -66,7 +66,11 @@ int edge_connect(struct edge *e, int socket, bool tls) {
         return -1;
     }
     memset(k, 0, sizeof *k);
-    setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on); /* fails for other kinds of sockets, which is fine */
+    /* These fail for sockets that aren't TCP's, which is fine. A peer that vanished is noticed after five minutes. */
+    setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    setsockopt(socket, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+    setsockopt(socket, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof idle);
+    setsockopt(socket, IPPROTO_TCP, TCP_KEEPINTVL, &idle, sizeof idle);
     k->source.kind = EDGE_CONNECTION;
     k->edge = e;
     k->socket = socket;
@@ -101,7 +105,7 @@ void edge_accept(struct edge *e, struct edge_listener *l) {
     for (int i = 0; i < EDGE_ACCEPTS_MAX; i++) {
         int socket = accept4(l->socket, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (socket < 0 && (errno == EMFILE || errno == ENFILE)) {
-            /* Nobody would ever be refused, and epoll would call again and again: take one with the spare descriptor. */
+            /* Nobody would ever be refused, and epoll would call for ever: take one with the spare descriptor. */
             close(e->spare);
             socket = accept4(l->socket, NULL, NULL, SOCK_CLOEXEC);
             if (socket >= 0) close(socket);

@@ -2,8 +2,8 @@
  *
  *   | 0 or 1: compressed | u32 length, big-endian | message ... | 0 or 1 | length | ...         over any DATA frames
  *
- * A unary call is told of when its one message and its end are there; a stream when its headers are, and then message by
- * message. What breaks a rule is answered here, in the way of grpc-go: nobody else hears of it.
+ * A unary call is told of when its one message and its end are there; a stream when its headers are, and then message
+ * by message. What breaks a rule is answered here, in the way of grpc-go: nobody else hears of it.
  *
  * The window that DATA takes is given back to the connection at once. A stream's is given back as its messages are
  * handed on, or as Python says (EDGE_GRANTED); a message that is larger than the window gets it back while it grows. So
@@ -45,7 +45,8 @@ bool edge_method_add(struct edge *e, const struct edge_method *m) {
 }
 
 static bool find_method(const struct edge *e, struct edge_call *c) {
-    for (uint32_t at = hash(c->path, c->path_length) % EDGE_METHODS_MAX; e->methods[at].path; at = (at + 1) % EDGE_METHODS_MAX) {
+    uint32_t at = hash(c->path, c->path_length) % EDGE_METHODS_MAX;
+    for (; e->methods[at].path; at = (at + 1) % EDGE_METHODS_MAX) {
         if (e->methods[at].length != c->path_length || memcmp(e->methods[at].path, c->path, c->path_length)) continue;
         c->method = e->methods[at].number;
         c->shape = e->methods[at].shape;
@@ -87,12 +88,20 @@ static void drop_message(struct edge_call *c) {
     c->have = c->want = c->room = 0;
 }
 
-void edge_call_unpipe(struct edge_call *c) {
-    if (!(c->flags & CALL_PIPED)) return;
-    c->flags &= (uint16_t)~CALL_PIPED;
-    if (c->piped_next) c->piped_next->piped_prev = c->piped_prev;
-    if (c->piped_prev) c->piped_prev->piped_next = c->piped_next;
-    else c->connection->edge->piped = c->piped_next;
+void edge_call_list(struct edge_call *c, struct edge_call **list, uint16_t flag) {
+    c->flags |= flag;
+    c->also_prev = NULL;
+    c->also_next = *list;
+    if (*list) (*list)->also_prev = c;
+    *list = c;
+}
+
+void edge_call_unlist(struct edge_call *c, struct edge_call **list, uint16_t flag) {
+    if (!(c->flags & flag)) return;
+    c->flags &= (uint16_t)~flag;
+    if (c->also_next) c->also_next->also_prev = c->also_prev;
+    if (c->also_prev) c->also_prev->also_next = c->also_next;
+    else *list = c->also_next;
 }
 
 void edge_call_drop(struct edge_call *c, uint32_t error_code) {
@@ -104,8 +113,8 @@ void edge_call_drop(struct edge_call *c, uint32_t error_code) {
             edge_event(e, edge_call_id(c), EDGE_CANCELLED, c->method, status, 0, NULL, 0, NULL, 0);
         if (c->method) e->tallies[c->method].ended[status]++;
     }
-    if (c->flags & CALL_BLOCKED) k->blocked_calls--;
-    edge_call_unpipe(c);
+    edge_call_unlist(c, &k->blocked_calls, CALL_BLOCKED);
+    edge_call_unlist(c, &e->piped, CALL_PIPED);
     edge_timer_stop(e, &c->timer);
     drop_message(c);
     k->outbound -= c->queue.bytes;
@@ -140,7 +149,8 @@ static bool keep(struct edge *e, char **to, uint32_t *length, const uint8_t *val
 }
 
 static void note_token(struct edge_call *c, uint8_t which, const uint8_t *value, size_t length) {
-    if (c->metadata & EDGE_TOKEN) return; /* what token says counts before authorization, the first before others */
+    /* What token says counts before authorization, and the first of each. */
+    if (c->metadata & EDGE_TOKEN || (c->metadata & EDGE_AUTHORIZATION && which == EDGE_AUTHORIZATION)) return;
     if (length > EDGE_TOKEN_BYTES_MAX) c->bad = BAD_HEADERS_TOO_LARGE;
     else if (keep(c->connection->edge, &c->token, &c->token_length, value, length))
         c->metadata = (uint8_t)((c->metadata & EDGE_HAS_LEADER) | which);
@@ -227,7 +237,8 @@ void edge_call_begun(struct edge_call *c) {
     struct edge *e = c->connection->edge;
     c->flags |= CALL_BEGUN;
     if (c->bad == BAD_HEADERS_TOO_LARGE) {
-        edge_answer_refuse(c, 200, GRPC_RESOURCE_EXHAUSTED, "received metadata is over %u bytes", e->config.header_list_max);
+        edge_answer_refuse(c, 200, GRPC_RESOURCE_EXHAUSTED, "received metadata is over %u bytes",
+                           e->config.header_list_max);
     } else if (!(c->flags & CALL_GRPC)) {
         /* Over TLS nobody can tell beforehand whether a connection is for gRPC, so here etcd serves both. */
         if (c->connection->tls && c->path) {
@@ -242,7 +253,8 @@ void edge_call_begun(struct edge_call *c) {
         edge_answer_refuse(c, 400, GRPC_INTERNAL, "malformed grpc-timeout");
     } else if (!find_method(e, c)) {
         c->flags |= CALL_DEAF;
-        tell_begun(c, EDGE_UNKNOWN, c->path, c->path_length < EDGE_PATH_BYTES_MAX ? c->path_length : EDGE_PATH_BYTES_MAX);
+        bool long_one = c->path_length > EDGE_PATH_BYTES_MAX;
+        tell_begun(c, EDGE_UNKNOWN, c->path, long_one ? EDGE_PATH_BYTES_MAX : c->path_length);
     } else {
         e->tallies[c->method].started++;
         if (c->deadline) set_timer(c);
@@ -381,24 +393,21 @@ void edge_call_grant(struct edge_call *c) {
 
 static void dispatch(struct edge_call *c) {
     struct edge *e = c->connection->edge;
-    if (c->shape != EDGE_PIPE || c->metadata) {
+    /* One read can complete many large messages, so what a wire batch may not hold becomes events as well. */
+    if (c->shape != EDGE_PIPE || c->metadata || e->calls.size >= e->config.batch_bytes ||
+        e->call_count >= e->config.batch_records) {
         tell_begun(c, EDGE_CALL, c->message, c->have);
         return;
     }
-    if (!edge_call_record(e, edge_call_id(c), c->method, c->message, c->have)) return;
-    c->flags |= CALL_PIPED;
-    c->piped_prev = NULL;
-    c->piped_next = e->piped;
-    if (e->piped) e->piped->piped_prev = c;
-    e->piped = c;
+    if (edge_call_record(e, edge_call_id(c), c->method, c->message, c->have)) edge_call_list(c, &e->piped, CALL_PIPED);
 }
 
 static void request(struct edge_call *c) {
     static const char *const names[] = {"", "POST", "GET", "HEAD", "PUT", "DELETE", "OPTIONS", "OTHER"};
     struct edge *e = c->connection->edge;
     const char *name = names[c->request];
-    size_t length = strlen(name);
-    char *line = edge_alloc(e, length + 1 + c->path_length);
+    size_t length = strlen(name), size = length + 1 + c->path_length + (c->token ? 1 + c->token_length : 0);
+    char *line = edge_alloc(e, size);
     if (!line) {
         e->failed = true;
         return;
@@ -406,8 +415,12 @@ static void request(struct edge_call *c) {
     memcpy(line, name, length);
     line[length] = ' ';
     memcpy(line + length + 1, c->path, c->path_length);
+    if (c->token) {
+        line[length + 1 + c->path_length] = 0;
+        memcpy(line + size - c->token_length, c->token, c->token_length);
+    }
     c->flags |= CALL_TOLD;
-    edge_event(e, edge_call_id(c), EDGE_REQUEST, 0, c->metadata, 0, c->message, c->have, line, length + 1 + c->path_length);
+    edge_event(e, edge_call_id(c), EDGE_REQUEST, 0, c->metadata, 0, c->message, c->have, line, size);
     edge_release(e, line);
 }
 
@@ -421,7 +434,8 @@ void edge_call_half_closed(struct edge_call *c) {
     else if (c->framing_have) edge_answer_refuse(c, 200, GRPC_INTERNAL, "unexpected EOF");
     else if (c->shape & EDGE_STREAM)
         edge_event(e, edge_call_id(c), EDGE_HALF_CLOSED, c->method, 0, 0, NULL, 0, NULL, 0);
-    else if (!(c->flags & CALL_HAS_MESSAGE)) edge_answer_refuse(c, 200, GRPC_INTERNAL, "grpc: no message in a unary call");
+    else if (!(c->flags & CALL_HAS_MESSAGE))
+        edge_answer_refuse(c, 200, GRPC_INTERNAL, "grpc: no message in a unary call");
     else dispatch(c);
     drop_message(c);
     edge_release(e, c->token);

@@ -6,13 +6,14 @@
  *        --- the batch that gathers    out: what the socket      metadata, deadline
  *        --- ready: to be written      did not take
  *
- * Life and death. A call dies in on_stream_close alone, a connection in edge_reap() alone, which runs when no callback of
- * nghttp2 is on the stack; until then a connection that is done for is marked (`gone`) and left alone by all.
+ * Life and death. A call dies in edge_call_drop() alone, when nghttp2 says that its stream is closed or with its
+ * connection; a connection in edge_reap() alone, which runs when no callback of nghttp2 is on the stack. Until then a
+ * connection that is done for is marked (`gone`) and left alone by all.
  *
- * Output. Answers queue at their call as pieces. nghttp2 asks for a call's bytes when the peer's windows allow it to send
- * them; they are copied once, into one buffer that all connections share, and written from there. What the socket does
- * not take moves to the connection's own `out`, and until that is gone the session is asked for nothing. So an idle
- * connection has no buffer, and a stalled one at most EDGE_SCRATCH_BYTES and what its answers hold. */
+ * Output. Answers queue at their call as pieces. nghttp2 asks for a call's bytes when the peer's windows allow it to
+ * send them; they are copied once, into one buffer that all connections share, and written from there. What the socket
+ * does not take moves to the connection's own `out`, and until that is gone the session is asked for nothing. So an
+ * idle connection has no buffer, and a stalled one at most EDGE_SCRATCH_BYTES and what its answers hold. */
 #ifndef KVORUM_EDGE_INSIDE_H
 #define KVORUM_EDGE_INSIDE_H
 
@@ -98,12 +99,12 @@ struct edge_queue {
 enum edge_call_flag {
     CALL_BEGUN = 1 << 0,            /* its headers are complete */
     CALL_TOLD = 1 << 1,             /* Python knows it by an event, so it must hear of its end */
-    CALL_PIPED = 1 << 2,            /* it went into `calls`, and waits in the edge's list */
+    CALL_PIPED = 1 << 2,            /* it went into `calls`, and is in the list e->piped */
     CALL_ANSWERED = 1 << 3,         /* the response has begun */
     CALL_FINISHED = 1 << 4,         /* its status is known; nothing more is taken */
     CALL_REMOTE_CLOSED = 1 << 5,
     CALL_DEFERRED = 1 << 6,         /* nghttp2 waits to be told that there is more to send */
-    CALL_BLOCKED = 1 << 7,
+    CALL_BLOCKED = 1 << 7,          /* EDGE_BLOCKED was said, and it is in the list connection->blocked_calls */
     CALL_DEAF = 1 << 8,             /* what comes in is thrown away */
     CALL_HAS_MESSAGE = 1 << 10,     /* a unary call's one message is whole */
     CALL_PLAIN = 1 << 11,           /* no gRPC: EDGE_REQUEST */
@@ -114,7 +115,7 @@ enum edge_call_flag {
 struct edge_call {
     struct edge_connection *connection;
     struct edge_call *next, *prev;  /* all calls of the connection */
-    struct edge_call *piped_next, *piped_prev;
+    struct edge_call *also_next, *also_prev;    /* of those that wait for apply, or of the connection's blocked ones */
     int32_t stream;
     uint16_t flags;
     uint8_t method, metadata;       /* metadata: enum edge_flag */
@@ -136,7 +137,15 @@ struct edge_call {
     struct edge_queue queue;
 };
 
-enum edge_request { REQUEST_POST = 1, REQUEST_GET, REQUEST_HEAD, REQUEST_PUT, REQUEST_DELETE, REQUEST_OPTIONS, REQUEST_OTHER };
+enum edge_request {
+    REQUEST_POST = 1,
+    REQUEST_GET,
+    REQUEST_HEAD,
+    REQUEST_PUT,
+    REQUEST_DELETE,
+    REQUEST_OPTIONS,
+    REQUEST_OTHER
+};
 
 enum edge_bad {
     BAD_HEADERS_TOO_LARGE = 1,
@@ -175,7 +184,8 @@ struct edge_connection {
     SSL *tls;
     nghttp2_session *session;
     struct edge_call *calls;
-    uint32_t call_count, blocked_calls, continuations;
+    struct edge_call *blocked_calls;
+    uint32_t call_count, continuations;
     struct edge_timer timer;
     uint64_t heard, asked, ping_at; /* ms: last read; our PING, nothing read since, or 0; the peer's last PING */
     struct edge_budget resets, noise;
@@ -302,7 +312,8 @@ void edge_call_data(struct edge_call *c, const uint8_t *data, size_t size);
 void edge_call_half_closed(struct edge_call *c);
 void edge_call_timer(struct edge_call *c);
 void edge_call_grant(struct edge_call *c);
-void edge_call_unpipe(struct edge_call *c);
+void edge_call_list(struct edge_call *c, struct edge_call **list, uint16_t flag);     /* enter it, set the flag */
+void edge_call_unlist(struct edge_call *c, struct edge_call **list, uint16_t flag);   /* leave it, if the flag is set */
 void edge_call_drop(struct edge_call *c, uint32_t error_code); /* its stream is closed: frees it */
 bool edge_method_add(struct edge *e, const struct edge_method *m);
 
@@ -311,7 +322,7 @@ bool edge_method_add(struct edge *e, const struct edge_method *m);
 void edge_answer_message(struct edge_call *c, const uint8_t *payload, uint32_t length, struct edge_shared *shared,
                          const uint8_t *suffix, uint8_t suffix_length);
 void edge_answer_end(struct edge_call *c, uint16_t status, const char *text, size_t length);
-void edge_answer_http(struct edge_call *c, uint16_t status, const uint8_t *payload, size_t length);
+void edge_answer_http(struct edge_call *c, uint16_t status, const uint8_t *payload, size_t length, bool more);
 void edge_answer_headers(struct edge_call *c);
 void edge_answer_reset(struct edge_call *c, uint32_t code);
 void edge_answer_refuse(struct edge_call *c, uint16_t http, uint16_t status, const char *format, ...)
@@ -320,8 +331,9 @@ void edge_answer_unblock(struct edge_connection *k);
 ssize_t edge_answer_read(nghttp2_session *session, int32_t stream, uint8_t *buffer, size_t length, uint32_t *flags,
                          nghttp2_data_source *source, void *user);
 /* A piece of `body`, or of what is shared; `charged`: its connection pays for that. Its cost; 0: no memory. */
-uint32_t edge_queue_add(struct edge *e, struct edge_queue *q, const uint8_t *framing, const uint8_t *body, uint32_t length,
-                    struct edge_shared *shared, bool charged, const uint8_t *suffix, uint8_t suffix_length);
+uint32_t edge_queue_add(struct edge *e, struct edge_queue *q, const uint8_t *framing, const uint8_t *body,
+                        uint32_t length, struct edge_shared *shared, bool charged, const uint8_t *suffix,
+                        uint8_t suffix_length);
 void edge_queue_copy(struct edge *e, struct edge_queue *q, uint8_t *to, size_t size);
 void edge_queue_drop(struct edge *e, struct edge_queue *q);
 struct edge_shared *edge_shared_new(struct edge *e, const uint8_t *bytes, size_t size);

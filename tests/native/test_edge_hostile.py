@@ -224,6 +224,25 @@ def test_unfinished_messages_are_bounded_and_others_are_served() -> None:
         assert to.stats()["inbound"] == 0
 
 
+def test_a_batch_of_calls_is_bounded() -> None:
+    """However many messages one read completes: what has no room in `calls` is told as events."""
+    with stepped(Limits(batch_bytes=5_000, batch_records=100)) as (to, answering):
+        peer = Peer(to, answering)
+        small = [peer.call(b"x" * 300) for _ in range(60)]
+        peer.flush()
+        sizes, told = [], 0
+        while answering.edge.stats()["messages_in"] < 60 or sizes[-1:] != [0]:
+            batch = to.poll(0)
+            sizes.append(len(batch.calls))
+            told += sum(event[5] == edge.CALL for event in batch.events)
+            answering(batch)
+        assert max(sizes) <= 5_000 + 16 + 300
+        assert sum(sizes) // 316 + told == 60
+        assert told
+        assert all(peer.result(stream)[0] == 0 for stream in small)
+        peer.close()
+
+
 def test_a_message_that_never_ends_has_a_deadline() -> None:
     with stepped(Limits(assembly_ms=20)) as (to, answering):
         peer = Peer(to, answering)
@@ -344,6 +363,22 @@ def test_rapid_reset_is_ended() -> None:
         assert 100 <= to.method_stats(SILENT)[0] <= 110
         assert closed_for(answering) == [edge.TOO_MUCH] or to.stats()["connections"]
         others_are_served((to, answering))
+        peer.close()
+
+
+def test_calls_that_a_client_makes_us_reset_count_as_well() -> None:
+    """CVE-2025-8671: a window over 2**31 - 1 is an error of the stream, and we are to reset it."""
+    with stepped(Limits(reset_burst=50, reset_rate=1, noise_burst=100_000)) as (to, answering):
+        peer = Peer(to, answering)
+        for _ in range(100):
+            if peer.ended:
+                break
+            stream = peer.call(b"", "/test.Echo/Silent")
+            peer.flush()
+            peer.send(frame(8, 0, stream, b"\x7f\xff\xff\xff"))
+            peer.turn()
+        assert peer.goaway() == (CALM, b"too many calls reset")
+        assert 50 <= to.method_stats(SILENT)[0] <= 60
         peer.close()
 
 
@@ -540,6 +575,24 @@ def test_what_is_not_http2_ends_in_a_goaway(stepping: tuple[Edge, Answering], wr
         stepping[1](stepping[0].poll(0.01))
     assert closed_for(stepping[1]) == [edge.BAD_PROTOCOL]
     others_are_served(stepping)
+
+
+def test_a_client_that_says_goodbye_gets_its_answers_first(stepping: tuple[Edge, Answering]) -> None:
+    """GOAWAY from there: what is under way goes on, then the connection ends."""
+    peer = Peer(*stepping)
+    chat = peer.open("/test.Echo/Chat")
+    peer.message(chat, b"one", end=False)
+    peer.until(lambda: peer.of(h2.events.DataReceived, chat))
+    peer.send(frame(7, 0, 0, struct.pack(">II", 0, 0)))
+    peer.turn()
+    assert not peer.ended
+    peer.message(chat, b"two")
+    assert peer.result(chat) == (0, "", framed(b"one") + framed(b"two"))
+    peer.until(lambda: peer.ended)
+    peer.close()
+    while stepping[0].stats()["connections"]:
+        stepping[1](stepping[0].poll(0.01))
+    assert closed_for(stepping[1]) == [edge.BY_PEER]
 
 
 def test_a_client_that_vanishes_takes_its_calls_along(stepping: tuple[Edge, Answering]) -> None:
