@@ -212,7 +212,7 @@ def without_value(kv: bytes) -> bytes:
 
 # ---- what the state machine remembers about itself
 
-FORMAT = 1
+FORMAT = 2
 
 
 class State(NamedTuple):
