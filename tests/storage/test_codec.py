@@ -105,6 +105,6 @@ def test_proposals_come_back_as_they_went() -> None:
 def test_a_store_of_another_format_is_refused() -> None:
     state = codec.State(5, 2, 9, -1)
     assert codec.unpack_state(codec.pack_state(state)) == state
-    for stored in (b"", b"\2" + codec.pack_state(state)[1:], codec.pack_state(state) + b"x"):
+    for stored in (b"", b"\1" + codec.pack_state(state)[1:], codec.pack_state(state) + b"x"):
         with pytest.raises(codec.UnknownFormat):
             codec.unpack_state(stored)
