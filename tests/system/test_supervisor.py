@@ -76,7 +76,7 @@ class Node:
         assert self.process
         pids = self.pids()
         last = [self.lives(name)[-1][1] if self.lives(name) else 0 for name in CHILDREN]
-        return pids["supervisor"] == self.process.pid and last == [pids[name] for name in CHILDREN]
+        return all(last) and pids["supervisor"] == self.process.pid and last == [pids[name] for name in CHILDREN]
 
     def pids(self) -> dict[str, int]:
         try:
