@@ -193,7 +193,7 @@ def test_a_signal_to_the_whole_foreground_group_reaches_the_supervisor_alone(nod
     node.start()
     pids = node.pids()
     groups = {os.getpgid(pid) for pid in pids.values()}
-    assert len(groups) == 4
+    assert len(groups) == 5
 
 
 def test_when_the_supervisor_is_killed_its_children_die_with_it(node: Node) -> None:
