@@ -13,7 +13,8 @@ A call's id on the edge is its id on its way to apply and watch. Calls that are 
 bit that no stream of HTTP/2 has.
 
 Back-pressure: what apply takes no more of waits here, one frame, and meanwhile the edge isn't asked; what it doesn't
-take in stays in the sockets. Answers are the edge's to bound (native/edge.h).
+take in stays in the sockets. Answers are the edge's to bound (native/edge.h); a Watch stream whose reader is slow is
+paused at the watch process, which serves it from history when it reads again.
 """
 
 from __future__ import annotations
@@ -206,6 +207,10 @@ class Gateway:
                 self._begun(id, method, status)
             elif kind in (edge.CANCELLED, edge.CLOSED):
                 self._cancelled(id, connection=kind == edge.CLOSED)
+            elif kind in (edge.BLOCKED, edge.WRITABLE):
+                if id in self._watches:
+                    kind = Kind.STREAM_PAUSE if kind == edge.BLOCKED else Kind.STREAM_RESUME
+                    self._to_watch.append(wire.encode(Method.WATCH, kind, 0, id, b""))
             elif kind == edge.HALF_CLOSED:
                 if id in self._renewals:
                     self._closing.add(id)

@@ -164,6 +164,14 @@ def test_a_watch_stream_is_a_stream_of_ours(world: World) -> None:
     assert world.front.said == {CALL: [Said(edge.SEND, 0, b"created")]}
 
 
+def test_a_watch_whose_reader_is_slow_is_paused(world: World) -> None:
+    world.event(edge.BEGUN, CALL, method=Method.WATCH)
+    world.event(edge.BLOCKED, CALL)
+    world.event(edge.WRITABLE, CALL)
+    world.event(edge.BLOCKED, CALL + 2)
+    assert [record.kind for record in world.link.watch[1:]] == [Kind.STREAM_PAUSE, Kind.STREAM_RESUME]
+
+
 def test_a_connection_that_closes_takes_its_streams_along(world: World) -> None:
     world.event(edge.BEGUN, CALL, method=Method.WATCH)
     world.event(edge.BEGUN, CALL + 2, method=Method.LEASE_KEEP_ALIVE)
