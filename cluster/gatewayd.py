@@ -340,7 +340,7 @@ def main(argv: Sequence[str]) -> int:
     config = NodeConfig.load(argv[0])
     board = GatewayBoard()
     board.open(f"{metrics.directory(config.run_dir)}/gateway")
-    front = Edge(methods(), edge.Limits(message_max=config.max_request_bytes + (512 << 10)))
+    front = Edge(methods(), edge.Limits(message_max=config.max_request_bytes + (512 << 10), handshake_ms=5_000))
     for url in config.listen_client:
         host, _, port = url.removeprefix("tcp://").rpartition(":")
         try:
