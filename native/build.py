@@ -2,7 +2,7 @@
 
 A header is read twice: by the compiler, and between its marker comments by cffi's `cdef`. So there is one place that
 says what C offers, and the compiler checks what Python was told. Modules are built beside their sources:
-`native._wal`, `native._plain`.
+`native._wal`, `native._plain`, `native._edge`.
 """
 
 from __future__ import annotations
@@ -63,10 +63,27 @@ def plain_ffi() -> FFI:
     return ffi
 
 
+def edge_ffi() -> FFI:
+    """The builder of `native._edge`: HTTP/2, gRPC and TLS, over the system's nghttp2 and OpenSSL."""
+    ffi = FFI()
+    ffi.cdef(declarations(HERE / "edge.h"))
+    sources = ["edge.c", "edge_answer.c", "edge_conn.c", "edge_grpc.c", "edge_http2.c", "edge_tls.c", "edge_util.c"]
+    ffi.set_source(
+        "native._edge",
+        '#include "edge.h"',
+        sources=[f"native/{source}" for source in sources],
+        include_dirs=["native"],
+        depends=["native/edge.h", "native/edge_inside.h"],
+        libraries=["nghttp2", "ssl", "crypto"],
+        extra_compile_args=FLAGS,
+    )
+    return ffi
+
+
 def main() -> None:
     """Build in place. A finished module replaces the old one's name, not its bytes: some process may run them."""
     with contextlib.chdir(ROOT):
-        modules = [builder().distutils_extension("build/cffi") for builder in (wal_ffi, plain_ffi)]
+        modules = [builder().distutils_extension("build/cffi") for builder in (wal_ffi, plain_ffi, edge_ffi)]
         command = Distribution({"ext_modules": modules}).get_command_obj("build_ext")
         command.build_lib, command.build_temp = "build/lib", "build/temp"
         command.ensure_finalized()

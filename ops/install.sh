@@ -1,7 +1,8 @@
 #!/bin/sh
 # Install kvorum from this clone into .venv/, with what it takes to run it (`run`) or to test it too (`test`).
 #
-# What the machine lacks is installed with apt-get, and only that: Python 3.11 with venv and headers, and a C compiler.
+# What the machine lacks is installed with apt-get, and only that: Python 3.11 with venv and headers, a C compiler, and
+# nghttp2 and OpenSSL with their headers.
 # Nothing outside .venv/ and those packages is touched. Done again, it does nothing: a stamp in .venv/ remembers the state
 # of everything that the installation depends on.
 set -eu
@@ -38,7 +39,7 @@ depends="setup.py pyproject.toml cluster/version.py native/build.py $(echo nativ
     grep -v '^native/_' | tr '\n' ' ')"
 # shellcheck disable=SC2086
 state=$( (pwd; cat $depends) | cksum)
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$state" ] && [ -x .venv/bin/kvorum ] && ls native/_wal*.so native/_plain*.so > /dev/null 2>&1
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$state" ] && [ -x .venv/bin/kvorum ] && ls native/_wal*.so native/_plain*.so native/_edge*.so > /dev/null 2>&1
 then
     exit 0
 fi
@@ -52,6 +53,8 @@ fi
 command -v cc > /dev/null || command -v gcc > /dev/null || apt gcc libc6-dev
 headers=$(.venv/bin/python -c 'import os, sysconfig; print(os.path.join(sysconfig.get_paths()["include"], "Python.h"))')
 [ -f "$headers" ] || apt "$(basename "$(dirname "$headers")")-dev"
+has_header() { echo "#include <$1>" | cc -E -x c - > /dev/null 2>&1; }
+has_header nghttp2/nghttp2.h && has_header openssl/ssl.h || apt libnghttp2-dev libssl-dev
 
 say "installing kvorum and what it needs into .venv/ (a minute or two)"
 target=.

@@ -1,0 +1,323 @@
+/* A call's way out: messages, trailers, errors.
+ *
+ *   answered        HEADERS :status 200
+ *   a message       a piece in the call's queue; nghttp2 asks for its bytes when the windows are open
+ *   the end         the status, which goes out as trailers behind the last piece; or alone, if there was none before
+ *
+ * What is answered, in which state, is decided here alone: an answer to a call that has its end already is dropped. */
+#include "edge_inside.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define NAME(name, value, length) \
+    {(uint8_t *)(name), (uint8_t *)(value), sizeof(name) - 1, (length), \
+     NGHTTP2_NV_FLAG_NO_COPY_NAME}
+#define FIXED(name, value) \
+    {(uint8_t *)(name), (uint8_t *)(value), sizeof(name) - 1, sizeof(value) - 1, \
+     NGHTTP2_NV_FLAG_NO_COPY_NAME | NGHTTP2_NV_FLAG_NO_COPY_VALUE}
+
+/* ---- pieces */
+
+struct edge_shared *edge_shared_new(struct edge *e, const uint8_t *bytes, size_t size) {
+    struct edge_shared *s = edge_alloc(e, sizeof *s + size);
+    if (!s) return NULL;
+    s->references = 1;
+    s->length = (uint32_t)size;
+    if (size) memcpy(s->bytes, bytes, size);
+    return s;
+}
+
+void edge_shared_let(struct edge *e, struct edge_shared *s) {
+    if (--s->references == 0) edge_release(e, s);
+}
+
+bool edge_queue_add(struct edge *e, struct edge_queue *q, const uint8_t *framing, const uint8_t *body, uint32_t length,
+                    struct edge_shared *shared, const uint8_t *suffix, uint8_t suffix_length) {
+    struct edge_piece *p = edge_alloc(e, sizeof *p + (shared ? 0 : length));
+    if (!p) return false;
+    p->next = NULL;
+    p->shared = shared;
+    p->body = shared ? shared->length : length;
+    p->sent = 0;
+    p->head = framing ? EDGE_FRAMING_BYTES : 0;
+    p->suffix = suffix_length;
+    if (framing) memcpy(p->framing, framing, EDGE_FRAMING_BYTES);
+    if (suffix_length) memcpy(p->suffix_bytes, suffix, suffix_length);
+    if (shared) shared->references++;
+    else if (length) memcpy(p->bytes, body, length);
+    if (!q->first) q->last = &q->first;
+    *q->last = p;
+    q->last = &p->next;
+    q->bytes += p->head + (uint64_t)p->body + p->suffix;
+    return true;
+}
+
+static void remove_first(struct edge *e, struct edge_queue *q) {
+    struct edge_piece *p = q->first;
+    q->first = p->next;
+    if (p->shared) edge_shared_let(e, p->shared);
+    edge_release(e, p);
+}
+
+void edge_queue_drop(struct edge *e, struct edge_queue *q) {
+    while (q->first) remove_first(e, q);
+    q->bytes = 0;
+}
+
+/* Copies what of [from, from + part) lies at and behind p->sent. Returns false when `size` has run out. */
+static bool copy_part(struct edge_piece *p, uint32_t from, const uint8_t *part, uint32_t length, uint8_t **to,
+                      size_t *size) {
+    if (p->sent >= from + length) return true;
+    uint32_t skip = p->sent - from, take = length - skip;
+    if (take > *size) take = (uint32_t)*size;
+    memcpy(*to, part + skip, take);
+    *to += take;
+    *size -= take;
+    p->sent += take;
+    return p->sent == from + length;
+}
+
+/* Take the next `size` bytes, which are there, out of the queue. */
+void edge_queue_copy(struct edge *e, struct edge_queue *q, uint8_t *to, size_t size) {
+    q->bytes -= size;
+    while (q->first) {
+        struct edge_piece *p = q->first;
+        const uint8_t *body = p->shared ? p->shared->bytes : p->bytes;
+        if (!copy_part(p, 0, p->framing, p->head, &to, &size) || !copy_part(p, p->head, body, p->body, &to, &size) ||
+            !copy_part(p, p->head + p->body, p->suffix_bytes, p->suffix, &to, &size))
+            return;
+        remove_first(e, q);
+    }
+}
+
+/* ---- too much waits */
+
+static void hold(struct edge_call *c, int64_t bytes) {
+    c->connection->outbound += (uint64_t)bytes;
+    c->connection->edge->stats.outbound += (uint64_t)bytes;
+}
+
+/* After a message was queued: say so if it is time to stop, end it all if nobody stopped. A single answer may be of any
+ * size; it is what comes on top that is too much. */
+static void measure(struct edge_call *c) {
+    struct edge_connection *k = c->connection;
+    struct edge *e = k->edge;
+    if (k->outbound > c->queue.bytes || c->queue.first->next)
+        if (k->outbound > e->config.outbound_connection_max || e->stats.outbound > e->config.outbound_max) {
+            e->stats.floods++;
+            edge_lose(k, EDGE_TOO_MUCH); /* who reads nothing would not read a GOAWAY either */
+            return;
+        }
+    if (c->flags & (CALL_BLOCKED | CALL_FINISHED) || !(c->flags & CALL_TOLD)) return;
+    if (c->queue.bytes < e->config.outbound_high && k->outbound < e->config.outbound_connection_high) return;
+    c->flags |= CALL_BLOCKED;
+    k->blocked_calls++;
+    edge_event(e, edge_call_id(c), EDGE_BLOCKED, c->method, 0, 0, NULL, 0, NULL, 0);
+}
+
+/* After something was sent: those of the connection that may go on. */
+void edge_answer_unblock(struct edge_connection *k) {
+    const struct edge_config *config = &k->edge->config;
+    if (!k->blocked_calls || k->outbound > config->outbound_connection_high / 2) return;
+    for (struct edge_call *c = k->calls; c && k->blocked_calls; c = c->next) {
+        if (!(c->flags & CALL_BLOCKED) || c->queue.bytes > config->outbound_high / 2) continue;
+        c->flags &= (uint16_t)~CALL_BLOCKED;
+        k->blocked_calls--;
+        edge_event(k->edge, edge_call_id(c), EDGE_WRITABLE, c->method, 0, 0, NULL, 0, NULL, 0);
+    }
+}
+
+/* ---- headers and trailers */
+
+/* The text as HTTP/2 may carry it: printable ASCII but for '%' as it is, all else as %XX (gRPC's rule). */
+static size_t percent_encode(char *to, const char *text, size_t length) {
+    static const char digits[] = "0123456789ABCDEF";
+    size_t n = 0;
+    for (size_t i = 0; i < length; i++) {
+        unsigned char byte = (unsigned char)text[i];
+        if (byte >= 0x20 && byte <= 0x7e && byte != '%') {
+            to[n++] = (char)byte;
+        } else {
+            to[n++] = '%';
+            to[n++] = digits[byte >> 4];
+            to[n++] = digits[byte & 15];
+        }
+    }
+    return n;
+}
+
+static size_t number(char *to, unsigned n) {
+    return (size_t)sprintf(to, "%u", n);
+}
+
+static void tally(struct edge_call *c) {
+    if (c->method) c->connection->edge->tallies[c->method].ended[c->status]++;
+}
+
+/* The call has its status: nothing more is awaited for it, or taken from it. */
+static void finish(struct edge_call *c, uint16_t status) {
+    struct edge *e = c->connection->edge;
+    c->status = status <= 16 ? (uint8_t)status : 2;
+    c->flags |= CALL_FINISHED;
+    if (c->flags & CALL_BLOCKED) {
+        c->flags &= (uint16_t)~CALL_BLOCKED;
+        c->connection->blocked_calls--;
+    }
+    edge_call_unpipe(c);
+    edge_timer_stop(e, &c->timer);
+    tally(c);
+}
+
+static void submit_headers(struct edge_call *c) {
+    nghttp2_nv head[] = {FIXED(":status", "200"), FIXED("content-type", "application/grpc")};
+    nghttp2_data_provider provider = {{.ptr = c}, edge_answer_read};
+    c->flags |= CALL_ANSWERED;
+    if (nghttp2_submit_response(c->connection->session, c->stream, head, 2, &provider)) edge_answer_reset(c, NGHTTP2_INTERNAL_ERROR);
+    edge_ready(c->connection);
+}
+
+void edge_answer_headers(struct edge_call *c) {
+    if (!(c->flags & (CALL_ANSWERED | CALL_FINISHED | CALL_PLAIN))) submit_headers(c);
+}
+
+/* nghttp2 waits for data of this call only if it was told that there is none; it looks by itself otherwise. */
+static void resume(struct edge_call *c) {
+    if (c->flags & CALL_DEFERRED) {
+        c->flags &= (uint16_t)~CALL_DEFERRED;
+        nghttp2_session_resume_data(c->connection->session, c->stream);
+    }
+    edge_ready(c->connection);
+}
+
+void edge_answer_message(struct edge_call *c, const uint8_t *payload, uint32_t length, struct edge_shared *shared,
+                         const uint8_t *suffix, uint8_t suffix_length) {
+    struct edge *e = c->connection->edge;
+    if (c->flags & (CALL_FINISHED | CALL_PLAIN)) return;
+    uint32_t whole = (shared ? shared->length : length) + suffix_length;
+    uint8_t framing[] = {0, (uint8_t)(whole >> 24), (uint8_t)(whole >> 16), (uint8_t)(whole >> 8), (uint8_t)whole};
+    if (!edge_queue_add(e, &c->queue, framing, payload, length, shared, suffix, suffix_length)) {
+        edge_answer_reset(c, NGHTTP2_INTERNAL_ERROR);
+        return;
+    }
+    hold(c, EDGE_FRAMING_BYTES + (int64_t)whole);
+    e->stats.messages_out++;
+    if (c->flags & CALL_ANSWERED) resume(c);
+    else submit_headers(c);
+    measure(c);
+}
+
+/* The status alone: HEADERS that end the stream. */
+static void submit_trailers_only(struct edge_call *c, uint16_t http, uint16_t status, const char *text, size_t length) {
+    char http_digits[8], digits[8], encoded[3 * EDGE_TEXT_BYTES_MAX];
+    if (length > EDGE_TEXT_BYTES_MAX) length = EDGE_TEXT_BYTES_MAX;
+    nghttp2_nv head[] = {NAME(":status", http_digits, number(http_digits, http)),
+                         FIXED("content-type", "application/grpc"),
+                         NAME("grpc-status", digits, number(digits, status)),
+                         NAME("grpc-message", encoded, percent_encode(encoded, text, length))};
+    c->flags |= CALL_ANSWERED;
+    if (nghttp2_submit_response(c->connection->session, c->stream, head, length ? 4 : 3, NULL))
+        edge_answer_reset(c, NGHTTP2_INTERNAL_ERROR);
+    edge_ready(c->connection);
+}
+
+void edge_answer_end(struct edge_call *c, uint16_t status, const char *text, size_t length) {
+    struct edge *e = c->connection->edge;
+    if (c->flags & (CALL_FINISHED | CALL_PLAIN)) return;
+    finish(c, status);
+    if (!(c->flags & CALL_ANSWERED)) {
+        submit_trailers_only(c, 200, c->status, text, length);
+        return;
+    }
+    if (length > EDGE_TEXT_BYTES_MAX) length = EDGE_TEXT_BYTES_MAX;
+    if (length && (c->text = edge_alloc(e, length))) {
+        memcpy(c->text, text, length);
+        c->text_length = (uint32_t)length;
+    }
+    resume(c);
+}
+
+static void submit_trailers(struct edge_call *c) {
+    char digits[8], encoded[3 * EDGE_TEXT_BYTES_MAX];
+    nghttp2_nv tail[] = {NAME("grpc-status", digits, number(digits, c->status)),
+                         NAME("grpc-message", encoded, percent_encode(encoded, c->text, c->text_length))};
+    nghttp2_submit_trailer(c->connection->session, c->stream, tail, c->text_length ? 2 : 1);
+}
+
+/* nghttp2 asks how much of at most `length` bytes there is to send; it fetches them with send_data in edge_http2.c. */
+ssize_t edge_answer_read(nghttp2_session *session, int32_t stream, uint8_t *buffer, size_t length, uint32_t *flags,
+                         nghttp2_data_source *source, void *user) {
+    (void)session, (void)stream, (void)buffer, (void)user;
+    struct edge_call *c = source->ptr;
+    bool rest = c->queue.bytes <= length;
+    if (!c->queue.bytes && !(c->flags & CALL_FINISHED)) {
+        c->flags |= CALL_DEFERRED;
+        return NGHTTP2_ERR_DEFERRED;
+    }
+    if (c->queue.bytes) *flags |= NGHTTP2_DATA_FLAG_NO_COPY;
+    if (!rest) return (ssize_t)length;
+    if (c->flags & CALL_FINISHED) {
+        *flags |= NGHTTP2_DATA_FLAG_EOF;
+        if (!(c->flags & CALL_PLAIN)) {
+            *flags |= NGHTTP2_DATA_FLAG_NO_END_STREAM;
+            submit_trailers(c);
+        }
+    }
+    return (ssize_t)c->queue.bytes;
+}
+
+/* ---- other ends */
+
+void edge_answer_http(struct edge_call *c, uint16_t status, const uint8_t *payload, size_t length) {
+    struct edge *e = c->connection->edge;
+    const uint8_t *nul = memchr(payload, 0, length);
+    if (!(c->flags & CALL_PLAIN) || c->flags & CALL_FINISHED || !nul || status < 200 || status > 599) return;
+    size_t type = (size_t)(nul - payload), body = length - type - 1;
+    char digits[8], size[24];
+    finish(c, 0);
+    nghttp2_nv head[] = {NAME(":status", digits, number(digits, status)),
+                         NAME("content-length", size, number(size, (unsigned)body)),
+                         NAME("content-type", payload, type)};
+    nghttp2_data_provider provider = {{.ptr = c}, edge_answer_read};
+    if (body && !edge_queue_add(e, &c->queue, NULL, nul + 1, (uint32_t)body, NULL, NULL, 0)) {
+        edge_answer_reset(c, NGHTTP2_INTERNAL_ERROR);
+        return;
+    }
+    if (body) hold(c, (int64_t)body);
+    c->flags |= CALL_ANSWERED;
+    if (nghttp2_submit_response(c->connection->session, c->stream, head, type ? 3 : 2, body ? &provider : NULL))
+        edge_answer_reset(c, NGHTTP2_INTERNAL_ERROR);
+    edge_ready(c->connection);
+    if (body) measure(c);
+}
+
+void edge_answer_reset(struct edge_call *c, uint32_t code) {
+    if (!(c->flags & CALL_FINISHED)) finish(c, 1);
+    c->flags |= CALL_DEAF;
+    nghttp2_submit_rst_stream(c->connection->session, NGHTTP2_FLAG_NONE, c->stream, code);
+    edge_ready(c->connection);
+}
+
+/* The edge itself says no: an error to the client, and EDGE_CANCELLED to who knows the call. With `http` other than 200
+ * it is no gRPC that came. */
+void edge_answer_refuse(struct edge_call *c, uint16_t http, uint16_t status, const char *format, ...) {
+    char text[EDGE_TEXT_BYTES_MAX];
+    va_list more;
+    va_start(more, format);
+    int length = vsnprintf(text, sizeof text, format, more);
+    va_end(more);
+    if (length >= (int)sizeof text) length = (int)sizeof text - 1;
+    struct edge *e = c->connection->edge;
+    bool told = c->flags & CALL_TOLD && !(c->flags & CALL_FINISHED);
+    c->flags |= CALL_DEAF;
+    if (c->flags & CALL_FINISHED) return;
+    if (http == 200 && !(c->flags & CALL_PLAIN)) {
+        edge_answer_end(c, status, text, (size_t)length);
+    } else {
+        finish(c, status);
+        submit_trailers_only(c, http, status, text, (size_t)length);
+    }
+    if (told) edge_event(e, edge_call_id(c), EDGE_CANCELLED, c->method, status, 0, NULL, 0, NULL, 0);
+}
