@@ -1,6 +1,6 @@
 """The edge of a gateway process: gRPC and HTTP/1.1 in, wire batches and events out, and back (native/edge.h).
 
-    edge = Edge([Method("/etcdserverpb.KV/Put", 3, PIPE), Method("/etcdserverpb.Watch/Watch", 7, STREAM | GRANTED), ...])
+    edge = Edge([Method("/etcdserverpb.KV/Put", 3, PIPE), Method("/etcdserverpb.Watch/Watch", 7, STREAM), ...])
     edge.listen("127.0.0.1", 2379)
     while True:
         poller.poll()                       # edge.fileno() among ZeroMQ's sockets
@@ -121,7 +121,7 @@ class Edge:
     Raises OSError if the kernel refuses, ValueError if the methods or limits are not sound.
     """
 
-    def __init__(self, methods: Iterable[Method], limits: Limits = Limits()) -> None:  # noqa: B008 (frozen)
+    def __init__(self, methods: Iterable[Method], limits: Limits = Limits()) -> None:
         table = [(ffi.new("char[]", method.path.encode()), method.number, method.shape) for method in methods]
         self._edge = lib.edge_new(ffi.new("struct edge_config *", asdict(limits)), table, len(table))
         if not self._edge:
@@ -144,10 +144,8 @@ class Edge:
 
     def tls(self, certificate: str, key: str, *, ca: str | None = None, crl: str | None = None) -> None:
         """Read PEM files for connections to come; with `ca`, clients must show a certificate. Raises TlsError."""
-        names = [ffi.NULL if name is None else name.encode() for name in (ca, crl)]
-        if lib.edge_tls(
-            self._edge, certificate.encode(), key.encode(), *(ffi.new("char[]", n) if n else n for n in names)
-        ):
+        names = [ffi.NULL if name is None else ffi.new("char[]", name.encode()) for name in (certificate, key, ca, crl)]
+        if lib.edge_tls(self._edge, *names):
             raise TlsError(ffi.string(lib.edge_tls_error(self._edge)).decode(errors="replace"))
 
     def fileno(self) -> int:
@@ -194,9 +192,8 @@ class Edge:
         if len(calls) != len(ends):
             raise ValueError("edge: as many ends as calls are needed")
         ids, places = ffi.from_buffer("uint64_t[]", calls), ffi.from_buffer("uint32_t[]", ends)
-        found: int = lib.edge_fan_out(
-            self._edge, payload, len(payload), ids, places, len(calls), suffixes, len(suffixes)
-        )
+        sizes = len(calls), suffixes, len(suffixes)
+        found: int = lib.edge_fan_out(self._edge, payload, len(payload), ids, places, *sizes)
         if found < 0:
             raise ValueError("edge: the ends do not fit the suffixes") if ffi.errno == 22 else _error("edge")
         return found

@@ -33,6 +33,7 @@ METHODS = [
     Method("/test.Echo/Silent", SILENT, edge.PIPE),  # no answer
     Method("/test.Echo/Topic", TOPIC, edge.STREAM),  # fan_out goes to all of these
 ]
+DEFAULT = Limits()
 WAIT = 30.0
 """Seconds until a test gives up; far more than anything takes."""
 
@@ -132,7 +133,7 @@ class Answering:
 class Service:
     """An edge and its answers, on a thread."""
 
-    def __init__(self, limits: Limits = Limits(), prepare: Callable[[Edge], Any] = lambda e: None) -> None:  # noqa: B008
+    def __init__(self, limits: Limits = DEFAULT, prepare: Callable[[Edge], Any] = lambda e: None) -> None:
         self.edge = Edge(METHODS, limits)
         prepared = prepare(self.edge)
         self.port = self.edge.listen("127.0.0.1", 0, tls=prepared is True)
@@ -188,7 +189,7 @@ class Service:
 
 
 @contextmanager
-def service(limits: Limits = Limits(), prepare: Callable[[Edge], Any] = lambda e: None) -> Iterator[Service]:  # noqa: B008
+def service(limits: Limits = DEFAULT, prepare: Callable[[Edge], Any] = lambda e: None) -> Iterator[Service]:
     running = Service(limits, prepare)
     try:
         yield running
@@ -309,7 +310,7 @@ def framed(payload: bytes) -> bytes:
 
 
 @contextmanager
-def stepped(limits: Limits = Limits()) -> Iterator[tuple[Edge, Answering]]:  # noqa: B008
+def stepped(limits: Limits = DEFAULT) -> Iterator[tuple[Edge, Answering]]:
     """An edge that the test polls itself."""
     stepping = Edge(METHODS, limits)
     try:
