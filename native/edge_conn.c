@@ -212,6 +212,10 @@ static void read_some(struct edge_connection *k) {
         if (n <= 0) return;
         e->stats.bytes_in += (uint64_t)n;
         k->heard = e->now;
+        if (k->asked) {
+            k->asked = 0;
+            keep_alive(k);
+        }
         input(k, e->read_buffer, (size_t)n);
         if (!k->tls && n < EDGE_READ_BYTES) return;
     }
@@ -307,6 +311,8 @@ static void fill(struct edge_connection *k) {
 static void settle(struct edge_connection *k) {
     struct edge *e = k->edge;
     if (k->shut && !k->call_count) edge_connection_close(k, EDGE_BY_US);
+    else if (k->session && !k->closing && edge_http2_over(k))
+        edge_connection_close(k, k->peer_left ? EDGE_BY_PEER : EDGE_BAD_PROTOCOL);
     if (!k->closing || k->lingering) return;
     if (k->ended) {
         edge_lose(k, k->reason);
@@ -417,20 +423,20 @@ void edge_reap(struct edge *e) {
 
 /* ---- time passes */
 
+/* Nothing was heard for keepalive_ms: ask; or since it was asked: give up. Else look again when that could be so. */
 static void ask(struct edge_connection *k) {
     struct edge *e = k->edge;
-    uint64_t next;
-    if (k->asked && k->heard <= k->asked && e->now >= k->asked + e->config.keepalive_timeout_ms) {
+    uint64_t next = k->heard + e->config.keepalive_ms;
+    if (k->asked) {
         e->stats.timeouts++;
         edge_lose(k, EDGE_TOO_LATE);
         return;
     }
-    if (k->asked && k->heard > k->asked) k->asked = 0;
-    if (!k->asked && e->now >= k->heard + e->config.keepalive_ms) {
+    if (next <= e->now) {
         k->asked = e->now;
         edge_http2_ping(k);
+        next = e->now + e->config.keepalive_timeout_ms;
     }
-    next = k->asked ? k->asked + e->config.keepalive_timeout_ms : k->heard + e->config.keepalive_ms;
     if (edge_timer_set(e, &k->timer, next)) e->failed = true;
 }
 

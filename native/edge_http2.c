@@ -2,11 +2,12 @@
  *
  * nghttp2 parses frames and headers, keeps windows and states, and ends a session that breaks HTTP/2's rules. What obeys
  * them and still does harm is stopped here, with GOAWAY ENHANCE_YOUR_CALM:
- *   frames that carry nothing (PING, SETTINGS, PRIORITY, empty DATA, unknown types)   a budget, `noise`
- *   calls begun and reset at once (CVE-2023-44487)                                    a budget, `resets`
- *   header blocks without end (CONTINUATION, CVE-2024-28182)                          a count, continuations_max
- *   headers without end in a few bytes (HPACK)                                        header_list_max, in edge_grpc.c
- *   pings to keep alive what needs no keeping (etcd: sooner than every 5 s)           strikes, "too_many_pings"
+ *   frames that carry nothing (PING, SETTINGS, PRIORITY, empty DATA)            a budget, `noise`
+ *   calls begun and reset at once (CVE-2023-44487)                              a budget, `resets`
+ *   header blocks without end (CONTINUATION, CVE-2024-28182)                    a count, continuations_max
+ *   headers without end in a few bytes (HPACK)                                  header_list_max, in edge_grpc.c
+ *   pings to keep alive what needs no keeping (etcd: sooner than every 5 s)     strikes, "too_many_pings"
+ * Frames of unknown types are skipped by nghttp2, at no more cost than reading them.
  * The library has limits of its own for some of these; they differ between versions, so none is relied on. */
 #include "edge_inside.h"
 
@@ -224,8 +225,6 @@ void edge_http2_input(struct edge_connection *k, const uint8_t *bytes, size_t si
                           n == NGHTTP2_ERR_FLOODED ? EDGE_TOO_MUCH : EDGE_BAD_PROTOCOL);
         return;
     }
-    if (!k->closing && !nghttp2_session_want_read(k->session)) /* it ends itself, having said GOAWAY */
-        edge_connection_close(k, k->peer_left ? EDGE_BY_PEER : k->shut ? EDGE_BY_US : EDGE_BAD_PROTOCOL);
     if (nghttp2_session_want_write(k->session)) edge_ready(k);
 }
 
@@ -239,6 +238,10 @@ void edge_http2_fill(struct edge_connection *k) {
         memcpy(e->scratch + e->scratch_used, bytes, (size_t)n);
         e->scratch_used += (size_t)n;
     }
+}
+
+bool edge_http2_over(const struct edge_connection *k) {
+    return !nghttp2_session_want_read(k->session) && !nghttp2_session_want_write(k->session);
 }
 
 bool edge_http2_choked(const struct edge_connection *k) {

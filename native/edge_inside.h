@@ -173,7 +173,7 @@ struct edge_connection {
     struct edge_call *calls;
     uint32_t call_count, blocked_calls, continuations;
     struct edge_timer timer;
-    uint64_t heard, asked, ping_at; /* ms: last read; our PING that has no answer, or 0; the peer's last PING */
+    uint64_t heard, asked, ping_at; /* ms: last read; our PING, nothing read since, or 0; the peer's last PING */
     struct edge_budget resets, noise;
     uint64_t inbound, outbound;     /* held */
     uint8_t *out;                   /* what the socket did not take */
@@ -276,6 +276,7 @@ void edge_http2_fill(struct edge_connection *k);               /* frames into th
 void edge_http2_drop(struct edge_connection *k);               /* ends the session and its calls */
 void edge_http2_ping(struct edge_connection *k);
 void edge_http2_shutdown(struct edge_connection *k, bool last);
+bool edge_http2_over(const struct edge_connection *k);        /* the session has ended itself, GOAWAY included */
 bool edge_http2_choked(const struct edge_connection *k);      /* too many frames of ours wait for the socket */
 
 /* ---- edge_grpc.c: a call's way in */

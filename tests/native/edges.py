@@ -34,7 +34,7 @@ METHODS = [
     Method("/test.Echo/Topic", TOPIC, edge.STREAM),  # fan_out goes to all of these
 ]
 DEFAULT = Limits()
-WAIT = 30.0
+WAIT = 60.0
 """Seconds until a test gives up; far more than anything takes."""
 
 
