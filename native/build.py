@@ -17,6 +17,7 @@ from setuptools import Distribution
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
+EDGE_SOURCES = ("edge.c", "edge_answer.c", "edge_conn.c", "edge_grpc.c", "edge_http2.c", "edge_tls.c", "edge_util.c")
 FLAGS = ["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden", "-pthread"]
 
 
@@ -67,11 +68,10 @@ def edge_ffi() -> FFI:
     """The builder of `native._edge`: HTTP/2, gRPC and TLS, over the system's nghttp2 and OpenSSL."""
     ffi = FFI()
     ffi.cdef(declarations(HERE / "edge.h"))
-    sources = ["edge.c", "edge_answer.c", "edge_conn.c", "edge_grpc.c", "edge_http2.c", "edge_tls.c", "edge_util.c"]
     ffi.set_source(
         "native._edge",
         '#include "edge.h"',
-        sources=[f"native/{source}" for source in sources],
+        sources=[f"native/{source}" for source in EDGE_SOURCES],
         include_dirs=["native"],
         depends=["native/edge.h", "native/edge_inside.h"],
         libraries=["nghttp2", "ssl", "crypto"],

@@ -229,8 +229,12 @@ void edge_call_begun(struct edge_call *c) {
         edge_answer_refuse(c, 200, GRPC_RESOURCE_EXHAUSTED, "received metadata is over %u bytes", e->config.header_list_max);
     } else if (!(c->flags & CALL_GRPC)) {
         /* Over TLS nobody can tell beforehand whether a connection is for gRPC, so here etcd serves both. */
-        if (c->connection->tls && c->path) c->flags |= CALL_PLAIN;
-        else edge_answer_refuse(c, 415, 3, "invalid gRPC request content-type");
+        if (c->connection->tls && c->path) {
+            c->flags |= CALL_PLAIN;
+            c->bad = 0;
+        } else {
+            edge_answer_refuse(c, 415, 3, "invalid gRPC request content-type");
+        }
     } else if (c->request != REQUEST_POST) {
         edge_answer_refuse(c, 405, GRPC_INTERNAL, "a gRPC request's :method should be POST");
     } else if (c->bad == BAD_TIMEOUT) {
@@ -314,15 +318,16 @@ static void complete(struct edge_call *c) {
     drop_message(c);
 }
 
+/* A body that is too large is read to its end, for clients that write first and read then. */
 static void take_plain(struct edge_call *c, const uint8_t *data, size_t size) {
-    if (size > c->connection->edge->config.message_max - c->have) {
-        edge_answer_refuse(c, 413, GRPC_RESOURCE_EXHAUSTED, "the body is over %u bytes", c->connection->edge->config.message_max);
-        drop_message(c);
-    } else if (grow(c, (uint32_t)size, UINT32_MAX)) {
-        memcpy(c->message + c->have, data, size);
-        c->have += (uint32_t)size;
-    }
     c->flags |= CALL_GREW;
+    if (!c->bad && size > c->connection->edge->config.message_max - c->have) {
+        c->bad = BAD_BODY_TOO_LARGE;
+        drop_message(c);
+    }
+    if (c->bad || !grow(c, (uint32_t)size, UINT32_MAX)) return;
+    memcpy(c->message + c->have, data, size);
+    c->have += (uint32_t)size;
 }
 
 static void take(struct edge_call *c, const uint8_t *data, size_t size) {
@@ -357,7 +362,7 @@ void edge_call_data(struct edge_call *c, const uint8_t *data, size_t size) {
         return;
     }
     if (c->flags & CALL_GREW || (c->shape & (EDGE_STREAM | EDGE_GRANTED)) == EDGE_STREAM) edge_call_grant(c);
-    bool partial = c->framing_have || c->message;
+    bool partial = c->framing_have || c->message || c->flags & CALL_PLAIN;
     if (partial == (c->assembly != 0)) return;
     c->assembly = partial ? k->edge->now + k->edge->config.assembly_ms : 0;
     set_timer(c);
@@ -408,7 +413,9 @@ void edge_call_half_closed(struct edge_call *c) {
     struct edge *e = c->connection->edge;
     c->flags |= CALL_REMOTE_CLOSED;
     if (c->flags & CALL_DEAF) return;
-    if (c->flags & CALL_PLAIN) request(c);
+    if (c->flags & CALL_PLAIN && c->bad)
+        edge_answer_refuse(c, 413, GRPC_RESOURCE_EXHAUSTED, "the body is over %u bytes", e->config.message_max);
+    else if (c->flags & CALL_PLAIN) request(c);
     else if (c->framing_have) edge_answer_refuse(c, 200, GRPC_INTERNAL, "unexpected EOF");
     else if (c->shape & EDGE_STREAM)
         edge_event(e, edge_call_id(c), EDGE_HALF_CLOSED, c->method, 0, 0, NULL, 0, NULL, 0);

@@ -137,7 +137,8 @@ enum edge_request { REQUEST_POST = 1, REQUEST_GET, REQUEST_HEAD, REQUEST_PUT, RE
 
 enum edge_bad {
     BAD_HEADERS_TOO_LARGE = 1,
-    BAD_TIMEOUT = 2
+    BAD_TIMEOUT = 2,
+    BAD_BODY_TOO_LARGE = 3          /* of an EDGE_REQUEST */
 };
 
 /* ---- a connection */

@@ -317,3 +317,24 @@ def stepped(limits: Limits = DEFAULT) -> Iterator[tuple[Edge, Answering]]:
         yield stepping, Answering(stepping)
     finally:
         stepping.close()
+
+
+def connections() -> Iterator[bytes]:
+    """What clients of all kinds of calls would send, whole; for the fuzzer to begin with."""
+    paths = [method.path for method in METHODS]
+    for seed in range(len(paths) + 2):
+        client = h2.connection.H2Connection()
+        client.initiate_connection()
+        for i in range(1, 4):
+            path = paths[(seed + i) % len(paths)] if seed < len(paths) else f"/nowhere/{i}"
+            headers = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "test"}
+            headers |= {"content-type": "application/grpc", "te": "trailers", "grpc-timeout": f"{i}0S"}
+            headers |= {"token": "secret"} if i == 2 else {"hasleader": "true"} if i == 3 else {}
+            stream = client.get_next_available_stream_id()
+            client.send_headers(stream, list(headers.items()))
+            client.send_data(stream, framed(b"10 100" * i), end_stream=i == 1)
+            client.send_data(stream, framed(b"")) if i == 2 else None
+            client.ping(b"12345678")
+        client.reset_stream(3)
+        client.end_stream(5)
+        yield client.data_to_send()

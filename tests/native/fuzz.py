@@ -1,7 +1,7 @@
-"""Fuzz what reads bytes in C: `python -m tests.native.fuzz {wal,plain} --seconds N`.
+"""Fuzz what reads bytes in C: `python -m tests.native.fuzz {wal,plain,edge} --seconds N`.
 
-Builds the target (native/fuzz_wal.c, native/fuzz_plain.c) with clang's libFuzzer and its sanitizers, seeds it with what
-is usual (segments that the writer made; batches of requests), and runs it. Ends with 0 if nothing was found, with
+Builds the target (native/fuzz_*.c) with clang's libFuzzer and its sanitizers, seeds it with what is usual (segments
+that the writer made; batches of requests; connections of clients), and runs it. Ends with 0 if nothing was found, with
 libFuzzer's code and the offending input's path if something was, and with 69 if this machine has no clang with
 libFuzzer (on Debian: apt-get install clang libclang-rt-14-dev). Inputs that found new ways through the code are kept in
 build/fuzz/ and used again the next time.
@@ -21,8 +21,10 @@ from typing import NamedTuple
 
 from kvorum import wire
 from kvorum.wire import Kind, Method
+from native.build import EDGE_SOURCES
 
 from .batches import some_batch
+from .edges import connections
 from .logs import build, random_calls
 from .test_wal_bytes import remove_last_mark
 
@@ -38,7 +40,8 @@ def compile_target(target: Target, program: Path) -> str | None:
         return "clang is not installed"
     sources = [f"native/{name}" for name in target.sources]
     flags = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fno-sanitize-recover=all"]
-    command = ["clang", *flags, "-fsanitize=fuzzer,address,undefined", "-o", str(program), *sources]
+    libraries = [f"-l{name}" for name in target.libraries]
+    command = ["clang", *flags, "-fsanitize=fuzzer,address,undefined", "-o", str(program), *sources, *libraries]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return f"clang can't build with libFuzzer:\n{done.stderr}" if done.returncode else None
 
@@ -65,14 +68,25 @@ def write_batches(corpus: Path) -> None:
     (corpus / "seed-too-long").write_bytes(bytes([0, 1]) + put[:-2] + b"\x7fk")
 
 
+def write_connections(corpus: Path) -> None:
+    """What clients send, of HTTP/2 and of HTTP/1, in each of the target's ways of answering."""
+    for seed, sent in enumerate(connections()):
+        for choice in (0, 2, 4, 8, 16, 32, 6):
+            (corpus / f"seed-{seed}-{choice}").write_bytes(bytes([choice]) + sent)
+    (corpus / "seed-http1").write_bytes(b"\x10GET /version HTTP/1.1\r\nhost: x\r\n\r\n")
+    (corpus / "seed-frame").write_bytes(b"\x01" + bytes([0, 0, 8, 6, 0, 0, 0, 0, 0]) + bytes(8))
+
+
 class Target(NamedTuple):
     sources: tuple[str, ...]
     write_seeds: Callable[[Path], None]
+    libraries: tuple[str, ...] = ()
 
 
 TARGETS = {
     "wal": Target(("fuzz_wal.c", "wal_read.c", "crc32c.c"), write_segments),
     "plain": Target(("fuzz_plain.c", "plain.c"), write_batches),
+    "edge": Target(("fuzz_edge.c", *EDGE_SOURCES), write_connections, ("nghttp2", "ssl", "crypto")),
 }
 
 

@@ -1,0 +1,266 @@
+"""TLS and mTLS on the edge, with certificates that trustme makes, and clients that are not ours: grpcio, curl, ssl."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import subprocess
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+
+from native import edge
+from native.edge import Edge, Limits, TlsError
+
+from .edges import METHODS, WAIT, Service, service
+
+
+class Papers:
+    """A CA, and what it signed, as files."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir()
+        self.ca, self.directory = trustme.CA(), directory
+        self.ca_file = self._write("ca.pem", self.ca.cert_pem)
+        self.certificate, self.key = self.issue("127.0.0.1", name="server")
+
+    def _write(self, name: str, *blobs: trustme.Blob) -> str:
+        path = self.directory / name
+        path.write_bytes(b"".join(blob.bytes() for blob in blobs))
+        return str(path)
+
+    def issue(self, *identities: str, name: str) -> tuple[str, str]:
+        """Files of a certificate chain and its key."""
+        leaf = self.ca.issue_cert(*identities, common_name=name)
+        return self._write(f"{name}.pem", *leaf.cert_chain_pems), self._write(f"{name}.key", leaf.private_key_pem)
+
+    def revoke(self, certificate: str) -> str:
+        """A file of a CRL that names it."""
+        signer = x509.load_pem_x509_certificate(Path(self.ca_file).read_bytes())
+        key = serialization.load_pem_private_key(self.ca.private_key_pem.bytes(), None)
+        now = datetime.now(UTC)
+        serial = x509.load_pem_x509_certificate(Path(certificate).read_bytes()).serial_number
+        revoked = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
+        builder = x509.CertificateRevocationListBuilder().issuer_name(signer.subject)
+        builder = builder.last_update(now - timedelta(1)).next_update(now + timedelta(1))
+        crl = builder.add_revoked_certificate(revoked).sign(key, hashes.SHA256())  # type: ignore[arg-type]
+        path = self.directory / "crl.pem"
+        path.write_bytes(crl.public_bytes(serialization.Encoding.PEM))
+        return str(path)
+
+
+@pytest.fixture
+def papers(tmp_path: Path) -> Papers:
+    return Papers(tmp_path / "papers")
+
+
+def prepare(papers: Papers, *, mutual: bool = False, crl: str | None = None) -> Callable[[Edge], bool]:
+    def load(to: Edge) -> bool:
+        to.tls(papers.certificate, papers.key, ca=papers.ca_file if mutual else None, crl=crl)
+        return True
+
+    return load
+
+
+@pytest.fixture
+def running(papers: Papers) -> Iterator[Service]:
+    with service(prepare=prepare(papers)) as started:
+        yield started
+
+
+@pytest.fixture
+def mutual(papers: Papers) -> Iterator[Service]:
+    with service(prepare=prepare(papers, mutual=True)) as started:
+        yield started
+
+
+def channel(to: Service, papers: Papers, client: tuple[str, str] | None = None) -> grpc.Channel:
+    chain, key = (Path(name).read_bytes() for name in client) if client else (None, None)
+    credentials = grpc.ssl_channel_credentials(Path(papers.ca_file).read_bytes(), key, chain)
+    options = [("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
+    return grpc.secure_channel(f"127.0.0.1:{to.port}", credentials, options)
+
+
+def connect(to: Service, papers: Papers, *, alpn: tuple[str, ...] = ("h2",)) -> ssl.SSLSocket:
+    context = ssl.create_default_context(cafile=papers.ca_file)
+    context.set_alpn_protocols(list(alpn))
+    raw = socket.create_connection(("127.0.0.1", to.port), timeout=WAIT)
+    return context.wrap_socket(raw, server_hostname="127.0.0.1")
+
+
+def test_calls_and_streams_over_tls(running: Service, papers: Papers) -> None:
+    with channel(running, papers) as secure:
+        for size in (0, 1, 16383, 16384, 100_000, 2_000_000):
+            assert secure.unary_unary("/test.Echo/Echo")(bytes(size), timeout=WAIT) == bytes(size)
+        messages = [bytes([i]) * i * 3000 for i in range(50)]
+        assert list(secure.stream_stream("/test.Echo/Chat")(iter(messages), timeout=WAIT)) == messages
+        poured = secure.unary_stream("/test.Echo/Pour")(b"300 100000", timeout=WAIT * 2)
+        assert sum(len(message) for message in poured) == 30_000_000
+    opened = [more for event, _, more in running.answering.events if event[5] == edge.OPENED]
+    assert opened == [b""]
+
+
+def test_a_client_without_a_certificate_is_not_let_in(mutual: Service, papers: Papers) -> None:
+    with channel(mutual, papers) as anonymous, pytest.raises(grpc.RpcError) as error:
+        anonymous.unary_unary("/test.Echo/Echo")(b"x", timeout=WAIT)
+    assert error.value.code() == grpc.StatusCode.UNAVAILABLE
+    mutual.until(lambda a: a.edge.stats()["handshake_failures"] >= 1)
+    assert mutual.call(lambda _: mutual.answering.events) == []
+
+
+def test_a_client_with_a_certificate_is_known_by_its_name(mutual: Service, papers: Papers) -> None:
+    """etcd's --client-cert-auth: the common name is the user."""
+    with channel(mutual, papers, papers.issue("client", name="alice")) as known:
+        assert known.unary_unary("/test.Echo/Echo")(b"x", timeout=WAIT) == b"x"
+    (event, peer, name), *_ = mutual.answering.events
+    assert (event[5], event[7], name) == (edge.OPENED, edge.HTTP2, b"alice")
+    assert peer.startswith(b"127.0.0.1:")
+
+
+def test_a_certificate_of_another_ca_is_refused(mutual: Service, papers: Papers, tmp_path: Path) -> None:
+    stranger = Papers(tmp_path / "other").issue("client", name="mallory")
+    with channel(mutual, papers, stranger) as refused, pytest.raises(grpc.RpcError):
+        refused.unary_unary("/test.Echo/Echo")(b"x", timeout=WAIT)
+    assert mutual.call(lambda _: mutual.answering.events) == []
+
+
+def test_a_revoked_certificate_is_refused(papers: Papers) -> None:
+    good, bad = papers.issue("client", name="good"), papers.issue("client", name="bad")
+    with service(prepare=prepare(papers, mutual=True, crl=papers.revoke(bad[0]))) as strict:
+        with channel(strict, papers, good) as one:
+            assert one.unary_unary("/test.Echo/Echo")(b"x", timeout=WAIT) == b"x"
+        with channel(strict, papers, bad) as other, pytest.raises(grpc.RpcError):
+            other.unary_unary("/test.Echo/Echo")(b"x", timeout=WAIT)
+
+
+def test_certificates_can_be_changed_while_it_runs(running: Service, papers: Papers, tmp_path: Path) -> None:
+    """What is open goes on; what comes gets the new one."""
+    before = connect(running, papers)
+    renewed = Papers(tmp_path / "renewed")
+    running.call(lambda e: e.tls(renewed.certificate, renewed.key))
+    with channel(running, renewed) as fresh:
+        assert fresh.unary_unary("/test.Echo/Echo")(b"x", timeout=WAIT) == b"x"
+    with pytest.raises(ssl.SSLCertVerificationError):
+        connect(running, papers)
+    before.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+    assert before.recv(9)[3] == 4  # SETTINGS
+    before.close()
+
+
+def test_bad_files_are_named_and_change_nothing(running: Service, papers: Papers, tmp_path: Path) -> None:
+    other, nothing = papers.issue("x", name="other"), str(tmp_path / "nothing.pem")
+    (tmp_path / "text.pem").write_text("not a certificate")
+    for arguments, named in (
+        ((nothing, papers.key), "nothing.pem"),
+        ((papers.certificate, nothing), "nothing.pem"),
+        ((str(tmp_path / "text.pem"), papers.key), "text.pem"),
+        ((papers.certificate, other[1]), "other.key"),
+        ((papers.certificate, papers.key, nothing), "nothing.pem"),
+        ((papers.certificate, papers.key, papers.ca_file, nothing), "nothing.pem"),
+    ):
+        names = dict(zip(("certificate", "key", "ca", "crl"), arguments, strict=False))
+        with pytest.raises(TlsError, match=named):
+            running.call(lambda e, names=names: _catching(lambda: e.tls(**names)))()
+    connect(running, papers).close()
+
+
+def _catching(job: Callable[[], None]) -> Callable[[], None]:
+    """What went wrong on the edge's thread, raised where the result is called."""
+    try:
+        job()
+    except TlsError as error:
+        caught = error
+
+        def again() -> None:
+            raise caught
+
+        return again
+    return lambda: None
+
+
+def test_old_versions_and_other_protocols_are_refused(running: Service, papers: Papers) -> None:
+    context = ssl.create_default_context(cafile=papers.ca_file)
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+    with (
+        socket.create_connection(("127.0.0.1", running.port), timeout=WAIT) as raw,
+        pytest.raises((ssl.SSLError, ConnectionError)),
+    ):
+        context.wrap_socket(raw, server_hostname="127.0.0.1")
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        connect(running, papers, alpn=("spdy/3",))
+    for alpn, chosen in ((("http/1.1", "h2"), "h2"), (("http/1.1",), "http/1.1"), ((), None)):
+        with connect(running, papers, alpn=alpn) as secure:
+            assert secure.selected_alpn_protocol() == chosen
+
+
+def test_http1_passes_through_tls(running: Service, papers: Papers) -> None:
+    with connect(running, papers, alpn=("http/1.1",)) as secure:
+        message = b"POST /v3/kv/put HTTP/1.1\r\n\r\n" + bytes(100_000)
+        secure.sendall(message)
+        got = b""
+        while len(got) < len(message):
+            got += secure.recv(65536)
+        assert got == message
+
+
+def test_json_over_http2_is_a_request(running: Service, papers: Papers) -> None:
+    """curl agrees on HTTP/2 by itself; etcd serves its JSON there as well."""
+    command = ["curl", "--silent", "--show-error", "--http2", "--cacert", papers.ca_file]
+    more = ["-d", '{"key":"Zm9v"}', "-w", "|%{http_code}|%{http_version}|%{content_type}"]
+    url = f"https://127.0.0.1:{running.port}/v3/kv/range?x=1"
+    done = subprocess.run([*command, *more, url], capture_output=True, text=True, timeout=WAIT)
+    assert (done.stdout, done.stderr) == ('POST /v3/kv/range?x=1|{"key":"Zm9v"}|200|2|text/plain', "")
+    done = subprocess.run([*command, "-w", "|%{http_code}", url], capture_output=True, text=True, timeout=WAIT)
+    assert done.stdout == "GET /v3/kv/range?x=1||200"
+    large = subprocess.run(
+        [*command, "-w", "|%{http_code}", "--data-binary", "@-", url],
+        input=bytes(3_000_000),
+        capture_output=True,
+        timeout=WAIT,
+    )
+    assert large.stdout.endswith(b"|413")
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"\x16\x03\x01\x02\x00", b"GET / HTTP/1.1\r\n\r\n"], ids=["silent", "cut", "plain"]
+)
+def test_half_a_handshake_has_a_deadline(papers: Papers, said: bytes) -> None:
+    """GHSA-6vch-q96h-7gc3: connections that never finish their handshake."""
+    with service(Limits(handshake_ms=200), prepare(papers)) as started:
+        clients = [socket.create_connection(("127.0.0.1", started.port), timeout=WAIT) for _ in range(100)]
+        for client in clients:
+            client.sendall(said)
+        started.until(lambda a: a.edge.stats()["accepted"] == 100 and a.edge.stats()["connections"] == 0)
+        for client in clients:
+            client.close()
+        assert started.call(lambda _: started.answering.events) == []
+
+
+def test_noise_inside_tls_ends_the_connection(running: Service, papers: Papers) -> None:
+    for noise in (b"\x17\x03\x03\x00\x20" + bytes(32), b"\x15\x03\x03\x00\x02\x02\x28", bytes(1000)):
+        with connect(running, papers) as secure:
+            raw = socket.socket(fileno=secure.detach())
+            raw.settimeout(WAIT)
+            raw.sendall(noise)
+            while True:
+                try:
+                    if not raw.recv(4096):
+                        break
+                except ConnectionError:
+                    break
+            raw.close()
+    running.until(lambda a: a.edge.stats()["connections"] == 0)
+
+
+def test_without_a_certificate_nothing_listens() -> None:
+    to = Edge(METHODS)
+    with pytest.raises(OSError, match="Invalid"):
+        to.listen("127.0.0.1", 0, tls=True)
+    to.close()
