@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from cffi import FFI
@@ -80,10 +81,13 @@ def edge_ffi() -> FFI:
     return ffi
 
 
+BUILDERS: tuple[Callable[[], FFI], ...] = (wal_ffi, plain_ffi, edge_ffi)
+
+
 def main() -> None:
     """Build in place. A finished module replaces the old one's name, not its bytes: some process may run them."""
     with contextlib.chdir(ROOT):
-        modules = [builder().distutils_extension("build/cffi") for builder in (wal_ffi, plain_ffi, edge_ffi)]
+        modules = [builder().distutils_extension("build/cffi") for builder in BUILDERS]
         command = Distribution({"ext_modules": modules}).get_command_obj("build_ext")
         command.build_lib, command.build_temp = "build/lib", "build/temp"
         command.ensure_finalized()

@@ -1,12 +1,16 @@
-"""The C tests (wal_test.c) under gcc's sanitizers: memory and undefined behaviour in one build, threads in another."""
+"""C under gcc's sanitizers: wal_test.c, for threads too, and the edge as its own tests use it."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from native.build import EDGE_SOURCES
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ["crc32c.c", "wal.c", "wal_append.c", "wal_io.c", "wal_read.c", "wal_writer.c"]
@@ -33,3 +37,43 @@ def test_the_list_of_sources_is_complete() -> None:
     built = (ROOT / "native/build.py").read_text()
     assert all(f'"{name}"' in built for name in SOURCES)
     assert {path.name for path in (ROOT / "native").glob("wal*.c")} <= set(SOURCES)
+
+
+EDGE_TESTS = ["test_edge.py", "test_edge_hostile.py", "test_edge_http1.py", "test_edge_tls.py"]
+
+
+def runtime(name: str) -> str | None:
+    """gcc's library of a sanitizer, to be loaded before Python."""
+    done = subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+    return done.stdout.strip() if Path(done.stdout.strip()).is_absolute() else None
+
+
+def test_the_edge_passes_its_tests_under_sanitizers(tmp_path: Path) -> None:
+    """The extension built with them, and all of the edge's tests once more, in a copy of what they need.
+
+    Leaks are looked for by the fuzzer's target: Python has too many of its own.
+    """
+    for name in ("native", "tests/native"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "__pycache__", "_edge.c"))
+    for name in ("tests/__init__.py", "tests/conftest.py"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    for module in (ROOT / "native").glob("_*.so"):
+        shutil.copy(module, tmp_path / "native")
+    flags = "-O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
+    build = "from native import build; build.BUILDERS = (build.edge_ffi,); build.main()"
+    environment = os.environ | {"CFLAGS": flags, "LDFLAGS": "-fsanitize=address,undefined"}
+    subprocess.run([sys.executable, "-c", build], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    loaded = runtime("libasan.so")
+    assert loaded, "gcc has no libasan"
+    environment |= {"LD_PRELOAD": loaded, "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0", "PYTHONMALLOC": "malloc"}
+    tests = [f"tests/native/{name}" for name in EDGE_TESTS]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), *tests]
+    check = "import native._edge as e; print(e.__file__)"
+    found = subprocess.run([sys.executable, "-c", check], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert found.stdout.startswith(str(tmp_path)), found
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+
+
+def test_every_file_of_the_edge_is_built() -> None:
+    assert {path.name for path in (ROOT / "native").glob("edge*.c")} == set(EDGE_SOURCES)
