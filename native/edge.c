@@ -21,7 +21,7 @@ static bool sound(const struct edge_config *c) {
     const uint64_t positive[] = {
         c->connections_max, c->streams_max, c->message_max, c->header_list_max, c->continuations_max,
         c->stream_window, c->connection_window, c->inbound_connection_max, c->inbound_max, c->outbound_high,
-        c->outbound_connection_high, c->outbound_connection_max, c->outbound_max, c->reset_burst, c->reset_rate,
+        c->outbound_connection_high, c->outbound_connection_max, c->memory_max, c->reset_burst, c->reset_rate,
         c->noise_burst, c->noise_rate, c->ping_min_ms, c->ping_strikes_max, c->handshake_ms, c->keepalive_timeout_ms,
         c->assembly_ms, c->batch_bytes, c->batch_records};
     for (size_t i = 0; i < sizeof positive / sizeof positive[0]; i++)

@@ -17,11 +17,12 @@
  * What bounds it. Nothing is read while nobody calls edge_poll(), and one call gathers at most batch_bytes and
  * batch_records before it returns, so what Python doesn't take stays in the sockets. Held for clients are: messages that
  * are not whole (inbound_*, assembly_ms), and answers that a slow reader has not taken (outbound_*). Past a limit the
- * stream or the connection that grew over it ends, with a status that says so, and everybody else is served. What a
- * peer can make us do for nothing (PING, SETTINGS, RST_STREAM, empty frames, CONTINUATION) is counted against a budget.
+ * call or the connection that grew over it ends, with a status that says so, and everybody else is served; past
+ * memory_max it is the connection that holds most. What a peer can make us do for nothing (PING, SETTINGS, RST_STREAM,
+ * empty frames, CONTINUATION) is counted against a budget.
  *
  * For one thread. Nothing here blocks but edge_poll() when told to. Files: edge.c (this page), edge_conn.c (sockets and
- * their lives), edge_http2.c (sessions), edge_grpc.c (calls and messages), edge_answer.c (answers), edge_tls.c,
+ * their lives), edge_write.c, edge_tls.c, edge_http2.c (sessions), edge_grpc.c (calls and messages), edge_answer.c,
  * edge_util.c (memory, time, the batch). */
 #ifndef KVORUM_EDGE_H
 #define KVORUM_EDGE_H
@@ -114,7 +115,8 @@ struct edge_config {
     uint64_t inbound_connection_max, inbound_max;      /* messages that are not whole: per connection, in all */
     uint32_t outbound_high;           /* of one call: past it EDGE_BLOCKED, below its half EDGE_WRITABLE */
     uint64_t outbound_connection_high;                 /* the same for all calls of a connection together */
-    uint64_t outbound_connection_max, outbound_max;    /* past these a connection is given up */
+    uint64_t outbound_connection_max; /* memory of its answers: past it a connection is given up */
+    uint64_t memory_max;              /* of all: past it the connection that holds most of it is given up */
     uint32_t reset_burst, reset_rate; /* calls that a client may reset: at once, and more per second */
     uint32_t noise_burst, noise_rate; /* frames that carry nothing, the same way */
     uint32_t ping_min_ms, ping_strikes_max;            /* etcd's --grpc-keepalive-min-time */

@@ -73,7 +73,7 @@ class Limits:
     outbound_high: int = 1 << 20
     outbound_connection_high: int = 8 << 20
     outbound_connection_max: int = 64 << 20
-    outbound_max: int = 1 << 30
+    memory_max: int = 1 << 30
     reset_burst: int = 10_000
     reset_rate: int = 500
     noise_burst: int = 5_000

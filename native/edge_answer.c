@@ -24,6 +24,7 @@
 struct edge_shared *edge_shared_new(struct edge *e, const uint8_t *bytes, size_t size) {
     struct edge_shared *s = edge_alloc(e, sizeof *s + size);
     if (!s) return NULL;
+    s->serial = ++e->serial;
     s->references = 1;
     s->length = (uint32_t)size;
     if (size) memcpy(s->bytes, bytes, size);
@@ -34,14 +35,16 @@ void edge_shared_let(struct edge *e, struct edge_shared *s) {
     if (--s->references == 0) edge_release(e, s);
 }
 
-bool edge_queue_add(struct edge *e, struct edge_queue *q, const uint8_t *framing, const uint8_t *body, uint32_t length,
-                    struct edge_shared *shared, const uint8_t *suffix, uint8_t suffix_length) {
+uint32_t edge_queue_add(struct edge *e, struct edge_queue *q, const uint8_t *framing, const uint8_t *body, uint32_t length,
+                    struct edge_shared *shared, bool charged, const uint8_t *suffix, uint8_t suffix_length) {
     struct edge_piece *p = edge_alloc(e, sizeof *p + (shared ? 0 : length));
-    if (!p) return false;
+    if (!p) return 0;
     p->next = NULL;
     p->shared = shared;
     p->body = shared ? shared->length : length;
     p->sent = 0;
+    p->cost = (uint32_t)sizeof *p + (charged ? p->body : 0);
+    *q->owned += p->cost;
     p->head = framing ? EDGE_FRAMING_BYTES : 0;
     p->suffix = suffix_length;
     if (framing) memcpy(p->framing, framing, EDGE_FRAMING_BYTES);
@@ -52,12 +55,13 @@ bool edge_queue_add(struct edge *e, struct edge_queue *q, const uint8_t *framing
     *q->last = p;
     q->last = &p->next;
     q->bytes += p->head + (uint64_t)p->body + p->suffix;
-    return true;
+    return p->cost;
 }
 
 static void remove_first(struct edge *e, struct edge_queue *q) {
     struct edge_piece *p = q->first;
     q->first = p->next;
+    *q->owned -= p->cost;
     if (p->shared) edge_shared_let(e, p->shared);
     edge_release(e, p);
 }
@@ -100,17 +104,11 @@ static void hold(struct edge_call *c, int64_t bytes) {
     c->connection->edge->stats.outbound += (uint64_t)bytes;
 }
 
-/* After a message was queued: say so if it is time to stop, end it all if nobody stopped. A single answer may be of any
- * size; it is what comes on top that is too much. */
-static void measure(struct edge_call *c) {
+/* After a message was queued: say so if it is time to stop, end it all if nobody stopped. */
+static void measure(struct edge_call *c, uint32_t cost) {
     struct edge_connection *k = c->connection;
     struct edge *e = k->edge;
-    if (k->outbound > c->queue.bytes || c->queue.first->next)
-        if (k->outbound > e->config.outbound_connection_max || e->stats.outbound > e->config.outbound_max) {
-            e->stats.floods++;
-            edge_lose(k, EDGE_TOO_MUCH); /* who reads nothing would not read a GOAWAY either */
-            return;
-        }
+    if (edge_overdrawn(k, cost)) return;
     if (c->flags & (CALL_BLOCKED | CALL_FINISHED) || !(c->flags & CALL_TOLD)) return;
     if (c->queue.bytes < e->config.outbound_high && k->outbound < e->config.outbound_connection_high) return;
     c->flags |= CALL_BLOCKED;
@@ -198,7 +196,10 @@ void edge_answer_message(struct edge_call *c, const uint8_t *payload, uint32_t l
     if (c->flags & (CALL_FINISHED | CALL_PLAIN)) return;
     uint32_t whole = (shared ? shared->length : length) + suffix_length;
     uint8_t framing[] = {0, (uint8_t)(whole >> 24), (uint8_t)(whole >> 16), (uint8_t)(whole >> 8), (uint8_t)whole};
-    if (!edge_queue_add(e, &c->queue, framing, payload, length, shared, suffix, suffix_length)) {
+    bool charged = !shared || shared->serial != c->connection->last_shared;
+    if (shared) c->connection->last_shared = shared->serial;
+    uint32_t cost = edge_queue_add(e, &c->queue, framing, payload, length, shared, charged, suffix, suffix_length);
+    if (!cost) {
         edge_answer_reset(c, NGHTTP2_INTERNAL_ERROR);
         return;
     }
@@ -206,7 +207,7 @@ void edge_answer_message(struct edge_call *c, const uint8_t *payload, uint32_t l
     e->stats.messages_out++;
     if (c->flags & CALL_ANSWERED) resume(c);
     else submit_headers(c);
-    measure(c);
+    measure(c, cost);
 }
 
 /* The status alone: HEADERS that end the stream. */
@@ -281,7 +282,8 @@ void edge_answer_http(struct edge_call *c, uint16_t status, const uint8_t *paylo
                          NAME("content-length", size, number(size, (unsigned)body)),
                          NAME("content-type", payload, type)};
     nghttp2_data_provider provider = {{.ptr = c}, edge_answer_read};
-    if (body && !edge_queue_add(e, &c->queue, NULL, nul + 1, (uint32_t)body, NULL, NULL, 0)) {
+    uint32_t cost = body ? edge_queue_add(e, &c->queue, NULL, nul + 1, (uint32_t)body, NULL, true, NULL, 0) : 0;
+    if (body && !cost) {
         edge_answer_reset(c, NGHTTP2_INTERNAL_ERROR);
         return;
     }
@@ -290,7 +292,7 @@ void edge_answer_http(struct edge_call *c, uint16_t status, const uint8_t *paylo
     if (nghttp2_submit_response(c->connection->session, c->stream, head, type ? 3 : 2, body ? &provider : NULL))
         edge_answer_reset(c, NGHTTP2_INTERNAL_ERROR);
     edge_ready(c->connection);
-    if (body) measure(c);
+    if (body) measure(c, cost);
 }
 
 void edge_answer_reset(struct edge_call *c, uint32_t code) {

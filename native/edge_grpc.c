@@ -64,6 +64,7 @@ struct edge_call *edge_call_new(struct edge_connection *k, int32_t stream) {
     c->connection = k;
     c->stream = stream;
     c->timer.of = EDGE_TIMER_CALL;
+    c->queue.owned = &k->owned;
     c->next = k->calls;
     if (k->calls) k->calls->prev = c;
     k->calls = c;
@@ -270,7 +271,8 @@ static bool grow(struct edge_call *c, uint32_t more, uint32_t want) {
     if (room > want) room = want;
     uint64_t added = room - c->room;
     uint8_t *message = NULL;
-    if (k->inbound + added <= e->config.inbound_connection_max && e->stats.inbound + added <= e->config.inbound_max)
+    if (k->inbound + added <= e->config.inbound_connection_max && e->stats.inbound + added <= e->config.inbound_max &&
+        e->stats.memory + added <= e->config.memory_max)
         message = edge_realloc(e, c->message, room);
     if (!message) {
         edge_answer_refuse(c, 200, GRPC_RESOURCE_EXHAUSTED, "etcdserver: too many requests");

@@ -70,6 +70,7 @@ struct edge_listener {
 
 /* Bytes that several pieces show. */
 struct edge_shared {
+    uint64_t serial;
     uint32_t references, length;
     uint8_t bytes[];
 };
@@ -79,6 +80,7 @@ struct edge_piece {
     struct edge_piece *next;
     struct edge_shared *shared;     /* NULL: the body follows here */
     uint32_t body, sent;            /* length of the body; how much of framing, body and suffix has been sent */
+    uint32_t cost;                  /* what its connection is charged for it */
     uint8_t head, suffix;           /* lengths: head is EDGE_FRAMING_BYTES, or 0 (no gRPC) */
     uint8_t framing[EDGE_FRAMING_BYTES];
     uint8_t suffix_bytes[EDGE_SUFFIX_MAX];
@@ -88,6 +90,7 @@ struct edge_piece {
 struct edge_queue {
     struct edge_piece *first, **last;
     uint64_t bytes;                 /* not sent yet */
+    uint64_t *owned;                /* the connection's */
 };
 
 /* ---- a call */
@@ -176,7 +179,9 @@ struct edge_connection {
     struct edge_timer timer;
     uint64_t heard, asked, ping_at; /* ms: last read; our PING, nothing read since, or 0; the peer's last PING */
     struct edge_budget resets, noise;
-    uint64_t inbound, outbound;     /* held */
+    uint64_t inbound, outbound;     /* held: messages that are not whole, answers not sent */
+    uint64_t owned;                 /* memory of those answers; what many streams share is charged once to each */
+    uint64_t last_shared;           /* connection, and this is the serial of what was charged last */
     uint8_t *out;                   /* what the socket did not take */
     uint32_t out_at, out_size;
     struct edge_queue queue;        /* HTTP/1: bytes to write */
@@ -205,6 +210,8 @@ struct edge {
     uint32_t call_count;
     uint8_t *read_buffer, *scratch;
     size_t scratch_used;
+    bool relieved;                  /* somebody was given up for want of memory, and is not buried yet */
+    uint64_t serial;                /* of the last shared payload */
     bool draining, failed;          /* failed: a promise could not be kept for want of memory; final */
     uint64_t drain_at;
     struct {
@@ -259,13 +266,18 @@ struct edge_connection *edge_connection_find(const struct edge *e, uint32_t id);
 void edge_connection_io(struct edge_connection *k, uint32_t events);
 void edge_connection_timer(struct edge_connection *k);
 void edge_connection_drain(struct edge_connection *k);
-void edge_connection_write(struct edge_connection *k, const uint8_t *bytes, uint32_t size);     /* HTTP/1 */
 void edge_connection_close(struct edge_connection *k, int reason);                 /* when all is written */
 void edge_lose(struct edge_connection *k, int reason);         /* at once; edge_reap() does the rest */
-void edge_ready(struct edge_connection *k);                    /* it has something to write */
 void edge_interest(struct edge_connection *k);                 /* tell epoll what it waits for */
-void edge_flush(struct edge *e);                               /* write for all that are ready */
 void edge_reap(struct edge *e);
+
+/* ---- edge_write.c */
+
+void edge_ready(struct edge_connection *k);                    /* it has something to write */
+void edge_flush(struct edge *e);                               /* write for all that are ready */
+void edge_connection_write(struct edge_connection *k, const uint8_t *bytes, uint32_t size);     /* HTTP/1 */
+bool edge_overdrawn(struct edge_connection *k, uint64_t newest);        /* too much memory is held, `newest` the cost of
+                                                                  the newest piece. true: it is lost */
 
 /* ---- edge_http2.c */
 
@@ -307,8 +319,9 @@ void edge_answer_refuse(struct edge_call *c, uint16_t http, uint16_t status, con
 void edge_answer_unblock(struct edge_connection *k);
 ssize_t edge_answer_read(nghttp2_session *session, int32_t stream, uint8_t *buffer, size_t length, uint32_t *flags,
                          nghttp2_data_source *source, void *user);
-bool edge_queue_add(struct edge *e, struct edge_queue *q, const uint8_t *framing, const uint8_t *body, uint32_t length,
-                    struct edge_shared *shared, const uint8_t *suffix, uint8_t suffix_length);
+/* A piece of `body`, or of what is shared; `charged`: its connection pays for that. Its cost; 0: no memory. */
+uint32_t edge_queue_add(struct edge *e, struct edge_queue *q, const uint8_t *framing, const uint8_t *body, uint32_t length,
+                    struct edge_shared *shared, bool charged, const uint8_t *suffix, uint8_t suffix_length);
 void edge_queue_copy(struct edge *e, struct edge_queue *q, uint8_t *to, size_t size);
 void edge_queue_drop(struct edge *e, struct edge_queue *q);
 struct edge_shared *edge_shared_new(struct edge *e, const uint8_t *bytes, size_t size);

@@ -25,7 +25,7 @@ static const struct edge_config config = {
     .connections_max = 10, .streams_max = 20, .message_max = 20000, .header_list_max = 2000, .continuations_max = 4,
     .stream_window = 65536, .connection_window = 1 << 20, .inbound_connection_max = 40000, .inbound_max = 100000,
     .outbound_high = 50000, .outbound_connection_high = 100000, .outbound_connection_max = 1000000,
-    .outbound_max = 2000000, .reset_burst = 30, .reset_rate = 1, .noise_burst = 100, .noise_rate = 1,
+    .memory_max = 4000000, .reset_burst = 30, .reset_rate = 1, .noise_burst = 100, .noise_rate = 1,
     .ping_min_ms = 5000, .ping_strikes_max = 2, .handshake_ms = 60000, .keepalive_ms = 60000,
     .keepalive_timeout_ms = 20000, .assembly_ms = 60000, .batch_bytes = 1 << 20, .batch_records = 100};
 

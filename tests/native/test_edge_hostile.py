@@ -9,6 +9,7 @@ import os
 import resource
 import socket
 import struct
+from array import array
 from collections.abc import Iterator
 
 import h2.events
@@ -262,6 +263,44 @@ def test_who_does_not_read_is_given_up_at_last() -> None:
         assert to.stats()["outbound"] == 0
         others_are_served((to, answering))
         peer.close()
+
+
+def test_a_shared_payload_is_charged_once_to_a_connection() -> None:
+    """1000 watches on one connection, all of them waiting for the same large event: no reason to give it up."""
+    with stepped(Limits(outbound_connection_max=1_000_000)) as (to, answering):
+        peer = Peer(to, answering)
+        for _ in range(100):
+            peer.open("/test.Echo/Topic")
+        peer.until(lambda: len(answering.topic) == 100)
+        for _ in range(8):
+            assert to.fan_out(bytes(100_000), array("Q", answering.topic), b"", array("I", [0] * 100)) == 100
+        answering(to.poll())
+        assert to.stats()["outbound"] > 70_000_000
+        assert closed_for(answering) == []
+        for _ in range(5):
+            to.fan_out(bytes(100_000), array("Q", answering.topic), b"", array("I", [0] * 100))
+        answering(to.poll())
+        assert closed_for(answering) == [edge.TOO_MUCH]
+        assert to.stats()["outbound"] == 0
+        peer.close()
+
+
+def test_short_memory_is_taken_back_from_who_holds_most() -> None:
+    with stepped(Limits(memory_max=5_000_000)) as (to, answering):
+        hog, modest = Peer(to, answering), Peer(to, answering)
+        hog.open("/test.Echo/Topic")
+        hog.until(lambda: answering.topic)
+        call = answering.topic[0]
+        for _ in range(100):
+            modest.call(b"fail 5 no")
+            modest.flush()
+            modest.turn()
+            to.deliver(edge.record(edge.SEND, call, bytes(100_000)))
+            modest.echo()
+        assert closed_for(answering) == [edge.TOO_MUCH]
+        assert to.stats()["memory"] < 1_000_000
+        hog.close()
+        modest.close()
 
 
 def test_one_answer_may_be_of_any_size() -> None:
