@@ -1,8 +1,8 @@
 #!/bin/sh
 # Install kvorum from this clone into .venv/, with what it takes to run it (`run`) or to test it too (`test`).
 #
-# What the machine lacks is installed with apt-get, and only that: Python 3.11 with venv and headers, a C compiler, and
-# nghttp2 and OpenSSL with their headers.
+# What the machine lacks is installed with apt-get, and only that: Python 3.11 with venv and headers, a C compiler,
+# nghttp2 and OpenSSL with their headers, and curl to test with.
 # Nothing outside .venv/ and those packages is touched. Done again, it does nothing: a stamp in .venv/ remembers the state
 # of everything that the installation depends on.
 set -eu
@@ -55,6 +55,7 @@ headers=$(.venv/bin/python -c 'import os, sysconfig; print(os.path.join(sysconfi
 [ -f "$headers" ] || apt "$(basename "$(dirname "$headers")")-dev"
 has_header() { echo "#include <$1>" | cc -E -x c - > /dev/null 2>&1; }
 has_header nghttp2/nghttp2.h && has_header openssl/ssl.h || apt libnghttp2-dev libssl-dev
+[ "$what" != test ] || command -v curl > /dev/null || apt curl
 
 say "installing kvorum and what it needs into .venv/ (a minute or two)"
 target=.
