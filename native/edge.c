@@ -286,7 +286,8 @@ static bool carry_out_call(struct edge *e, uint8_t kind, uint16_t status, uint64
         edge_answer_reset(c, status);
         return true;
     case EDGE_RESPONSE:
-        edge_answer_http(c, status, payload, length);
+    case EDGE_RESPONSE_BEGUN:
+        edge_answer_http(c, status, payload, length, kind == EDGE_RESPONSE_BEGUN);
         return true;
     default:
         edge_call_grant(c);
@@ -341,6 +342,7 @@ int64_t edge_deliver(struct edge *e, const uint8_t *batch, size_t size) {
         case EDGE_RESET:
         case EDGE_GRANT:
         case EDGE_RESPONSE:
+        case EDGE_RESPONSE_BEGUN:
             found += carry_out_call(e, record[5], status, id, payload, (uint32_t)length);
             break;
         case EDGE_WRITE:
@@ -393,7 +395,7 @@ int64_t edge_fail(struct edge *e, int method, int status, const char *text) {
     size_t length = strlen(text);
     e->now = edge_milliseconds();
     for (struct edge_call *c = e->piped, *next; c; c = next) {
-        next = c->piped_next;
+        next = c->also_next;
         if (method && c->method != method) continue;
         edge_answer_end(c, (uint16_t)status, text, length);
         count++;

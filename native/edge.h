@@ -54,7 +54,8 @@ enum edge_event_kind {
     EDGE_BLOCKED = 9,                 /* call or HTTP/1 connection: much waits already, deliver no more */
     EDGE_WRITABLE = 10,               /* and now it has gone */
     EDGE_BYTES = 11,                  /* of an HTTP/1 connection */
-    EDGE_REQUEST = 12                 /* HTTP/2 but not gRPC (curl, TLS): payload: body; extra: "METHOD path" */
+    EDGE_REQUEST = 12                 /* HTTP/2 but not gRPC (curl, TLS): payload: body; extra: "METHOD path", and behind
+                                         a NUL the token, if status says that there is one */
 };
 
 enum edge_protocol { EDGE_HTTP2 = 2, EDGE_HTTP1 = 1 };
@@ -93,7 +94,8 @@ enum edge_answer {
     EDGE_CLOSE = 20,                  /* a connection, when what was written has gone */
     EDGE_PAUSE = 21,                  /* read no more from an HTTP/1 connection */
     EDGE_RESUME = 22,
-    EDGE_RESPONSE = 23                /* answers EDGE_REQUEST; status: HTTP's; payload: content type, NUL, body */
+    EDGE_RESPONSE = 23,               /* answers EDGE_REQUEST; status: HTTP's; payload: content type, NUL, body */
+    EDGE_RESPONSE_BEGUN = 24          /* the same, but the body goes on: EDGE_SEND, EDGE_END */
 };
 
 enum { EDGE_SUFFIX_MAX = 16 };

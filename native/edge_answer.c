@@ -111,8 +111,7 @@ static void measure(struct edge_call *c, uint32_t cost) {
     if (edge_overdrawn(k, cost)) return;
     if (c->flags & (CALL_BLOCKED | CALL_FINISHED) || !(c->flags & CALL_TOLD)) return;
     if (c->queue.bytes < e->config.outbound_high && k->outbound < e->config.outbound_connection_high) return;
-    c->flags |= CALL_BLOCKED;
-    k->blocked_calls++;
+    edge_call_list(c, &k->blocked_calls, CALL_BLOCKED);
     edge_event(e, edge_call_id(c), EDGE_BLOCKED, c->method, 0, 0, NULL, 0, NULL, 0);
 }
 
@@ -120,10 +119,10 @@ static void measure(struct edge_call *c, uint32_t cost) {
 void edge_answer_unblock(struct edge_connection *k) {
     const struct edge_config *config = &k->edge->config;
     if (!k->blocked_calls || k->outbound > config->outbound_connection_high / 2) return;
-    for (struct edge_call *c = k->calls; c && k->blocked_calls; c = c->next) {
-        if (!(c->flags & CALL_BLOCKED) || c->queue.bytes > config->outbound_high / 2) continue;
-        c->flags &= (uint16_t)~CALL_BLOCKED;
-        k->blocked_calls--;
+    for (struct edge_call *c = k->blocked_calls, *next; c; c = next) {
+        next = c->also_next;
+        if (c->queue.bytes > config->outbound_high / 2) continue;
+        edge_call_unlist(c, &k->blocked_calls, CALL_BLOCKED);
         edge_event(k->edge, edge_call_id(c), EDGE_WRITABLE, c->method, 0, 0, NULL, 0, NULL, 0);
     }
 }
@@ -160,11 +159,8 @@ static void finish(struct edge_call *c, uint16_t status) {
     struct edge *e = c->connection->edge;
     c->status = status <= 16 ? (uint8_t)status : 2;
     c->flags |= CALL_FINISHED;
-    if (c->flags & CALL_BLOCKED) {
-        c->flags &= (uint16_t)~CALL_BLOCKED;
-        c->connection->blocked_calls--;
-    }
-    edge_call_unpipe(c);
+    edge_call_unlist(c, &c->connection->blocked_calls, CALL_BLOCKED);
+    edge_call_unlist(c, &e->piped, CALL_PIPED);
     edge_timer_stop(e, &c->timer);
     tally(c);
 }
@@ -193,17 +189,19 @@ static void resume(struct edge_call *c) {
 void edge_answer_message(struct edge_call *c, const uint8_t *payload, uint32_t length, struct edge_shared *shared,
                          const uint8_t *suffix, uint8_t suffix_length) {
     struct edge *e = c->connection->edge;
-    if (c->flags & (CALL_FINISHED | CALL_PLAIN)) return;
+    bool plain = c->flags & CALL_PLAIN;
+    if (c->flags & CALL_FINISHED || (plain && !(c->flags & CALL_ANSWERED)) || (plain && !length)) return;
     uint32_t whole = (shared ? shared->length : length) + suffix_length;
     uint8_t framing[] = {0, (uint8_t)(whole >> 24), (uint8_t)(whole >> 16), (uint8_t)(whole >> 8), (uint8_t)whole};
     bool charged = !shared || shared->serial != c->connection->last_shared;
     if (shared) c->connection->last_shared = shared->serial;
-    uint32_t cost = edge_queue_add(e, &c->queue, framing, payload, length, shared, charged, suffix, suffix_length);
+    uint32_t cost = edge_queue_add(e, &c->queue, plain ? NULL : framing, payload, length, shared, charged, suffix,
+                                   suffix_length);
     if (!cost) {
         edge_answer_reset(c, NGHTTP2_INTERNAL_ERROR);
         return;
     }
-    hold(c, EDGE_FRAMING_BYTES + (int64_t)whole);
+    hold(c, (plain ? 0 : EDGE_FRAMING_BYTES) + (int64_t)whole);
     e->stats.messages_out++;
     if (c->flags & CALL_ANSWERED) resume(c);
     else submit_headers(c);
@@ -226,7 +224,7 @@ static void submit_trailers_only(struct edge_call *c, uint16_t http, uint16_t st
 
 void edge_answer_end(struct edge_call *c, uint16_t status, const char *text, size_t length) {
     struct edge *e = c->connection->edge;
-    if (c->flags & (CALL_FINISHED | CALL_PLAIN)) return;
+    if (c->flags & CALL_FINISHED || (c->flags & CALL_PLAIN && !(c->flags & CALL_ANSWERED))) return;
     finish(c, status);
     if (!(c->flags & CALL_ANSWERED)) {
         submit_trailers_only(c, 200, c->status, text, length);
@@ -271,16 +269,19 @@ ssize_t edge_answer_read(nghttp2_session *session, int32_t stream, uint8_t *buff
 
 /* ---- other ends */
 
-void edge_answer_http(struct edge_call *c, uint16_t status, const uint8_t *payload, size_t length) {
+void edge_answer_http(struct edge_call *c, uint16_t status, const uint8_t *payload, size_t length, bool more) {
     struct edge *e = c->connection->edge;
     const uint8_t *nul = memchr(payload, 0, length);
-    if (!(c->flags & CALL_PLAIN) || c->flags & CALL_FINISHED || !nul || status < 200 || status > 599) return;
+    if (!(c->flags & CALL_PLAIN) || c->flags & (CALL_FINISHED | CALL_ANSWERED)) return;
+    if (!nul || status < 200 || status > 599) { /* who wrote this meant no such answer */
+        edge_answer_reset(c, NGHTTP2_INTERNAL_ERROR);
+        return;
+    }
     size_t type = (size_t)(nul - payload), body = length - type - 1;
     char digits[8], size[24];
-    finish(c, 0);
-    nghttp2_nv head[] = {NAME(":status", digits, number(digits, status)),
-                         NAME("content-length", size, number(size, (unsigned)body)),
-                         NAME("content-type", payload, type)};
+    if (!more) finish(c, 0);
+    nghttp2_nv head[] = {NAME(":status", digits, number(digits, status)), NAME("content-type", payload, type),
+                         NAME("content-length", size, number(size, (unsigned)body))};
     nghttp2_data_provider provider = {{.ptr = c}, edge_answer_read};
     uint32_t cost = body ? edge_queue_add(e, &c->queue, NULL, nul + 1, (uint32_t)body, NULL, true, NULL, 0) : 0;
     if (body && !cost) {
@@ -289,7 +290,7 @@ void edge_answer_http(struct edge_call *c, uint16_t status, const uint8_t *paylo
     }
     if (body) hold(c, (int64_t)body);
     c->flags |= CALL_ANSWERED;
-    if (nghttp2_submit_response(c->connection->session, c->stream, head, type ? 3 : 2, body ? &provider : NULL))
+    if (nghttp2_submit_response(c->connection->session, c->stream, head, more ? 2 : 3, body || more ? &provider : NULL))
         edge_answer_reset(c, NGHTTP2_INTERNAL_ERROR);
     edge_ready(c->connection);
     if (body) measure(c, cost);

@@ -58,7 +58,7 @@ static bool table_grow(struct edge *e) {
 /* ---- the beginning */
 
 int edge_connect(struct edge *e, int socket, bool tls) {
-    int on = 1;
+    int on = 1, idle = 30;
     struct edge_connection *k = NULL;
     if (e->stats.connections < e->table_size || table_grow(e)) k = edge_alloc(e, sizeof *k);
     if (!k) {
@@ -66,7 +66,11 @@ int edge_connect(struct edge *e, int socket, bool tls) {
         return -1;
     }
     memset(k, 0, sizeof *k);
-    setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on); /* fails for other kinds of sockets, which is fine */
+    /* These fail for sockets that aren't TCP's, which is fine. A peer that vanished is noticed after five minutes. */
+    setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    setsockopt(socket, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+    setsockopt(socket, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof idle);
+    setsockopt(socket, IPPROTO_TCP, TCP_KEEPINTVL, &idle, sizeof idle);
     k->source.kind = EDGE_CONNECTION;
     k->edge = e;
     k->socket = socket;

@@ -87,12 +87,20 @@ static void drop_message(struct edge_call *c) {
     c->have = c->want = c->room = 0;
 }
 
-void edge_call_unpipe(struct edge_call *c) {
-    if (!(c->flags & CALL_PIPED)) return;
-    c->flags &= (uint16_t)~CALL_PIPED;
-    if (c->piped_next) c->piped_next->piped_prev = c->piped_prev;
-    if (c->piped_prev) c->piped_prev->piped_next = c->piped_next;
-    else c->connection->edge->piped = c->piped_next;
+void edge_call_list(struct edge_call *c, struct edge_call **list, uint16_t flag) {
+    c->flags |= flag;
+    c->also_prev = NULL;
+    c->also_next = *list;
+    if (*list) (*list)->also_prev = c;
+    *list = c;
+}
+
+void edge_call_unlist(struct edge_call *c, struct edge_call **list, uint16_t flag) {
+    if (!(c->flags & flag)) return;
+    c->flags &= (uint16_t)~flag;
+    if (c->also_next) c->also_next->also_prev = c->also_prev;
+    if (c->also_prev) c->also_prev->also_next = c->also_next;
+    else *list = c->also_next;
 }
 
 void edge_call_drop(struct edge_call *c, uint32_t error_code) {
@@ -104,8 +112,8 @@ void edge_call_drop(struct edge_call *c, uint32_t error_code) {
             edge_event(e, edge_call_id(c), EDGE_CANCELLED, c->method, status, 0, NULL, 0, NULL, 0);
         if (c->method) e->tallies[c->method].ended[status]++;
     }
-    if (c->flags & CALL_BLOCKED) k->blocked_calls--;
-    edge_call_unpipe(c);
+    edge_call_unlist(c, &k->blocked_calls, CALL_BLOCKED);
+    edge_call_unlist(c, &e->piped, CALL_PIPED);
     edge_timer_stop(e, &c->timer);
     drop_message(c);
     k->outbound -= c->queue.bytes;
@@ -140,7 +148,8 @@ static bool keep(struct edge *e, char **to, uint32_t *length, const uint8_t *val
 }
 
 static void note_token(struct edge_call *c, uint8_t which, const uint8_t *value, size_t length) {
-    if (c->metadata & EDGE_TOKEN) return; /* what token says counts before authorization, the first before others */
+    /* What token says counts before authorization, and the first of each. */
+    if (c->metadata & EDGE_TOKEN || (c->metadata & EDGE_AUTHORIZATION && which == EDGE_AUTHORIZATION)) return;
     if (length > EDGE_TOKEN_BYTES_MAX) c->bad = BAD_HEADERS_TOO_LARGE;
     else if (keep(c->connection->edge, &c->token, &c->token_length, value, length))
         c->metadata = (uint8_t)((c->metadata & EDGE_HAS_LEADER) | which);
@@ -385,20 +394,15 @@ static void dispatch(struct edge_call *c) {
         tell_begun(c, EDGE_CALL, c->message, c->have);
         return;
     }
-    if (!edge_call_record(e, edge_call_id(c), c->method, c->message, c->have)) return;
-    c->flags |= CALL_PIPED;
-    c->piped_prev = NULL;
-    c->piped_next = e->piped;
-    if (e->piped) e->piped->piped_prev = c;
-    e->piped = c;
+    if (edge_call_record(e, edge_call_id(c), c->method, c->message, c->have)) edge_call_list(c, &e->piped, CALL_PIPED);
 }
 
 static void request(struct edge_call *c) {
     static const char *const names[] = {"", "POST", "GET", "HEAD", "PUT", "DELETE", "OPTIONS", "OTHER"};
     struct edge *e = c->connection->edge;
     const char *name = names[c->request];
-    size_t length = strlen(name);
-    char *line = edge_alloc(e, length + 1 + c->path_length);
+    size_t length = strlen(name), size = length + 1 + c->path_length + (c->token ? 1 + c->token_length : 0);
+    char *line = edge_alloc(e, size);
     if (!line) {
         e->failed = true;
         return;
@@ -406,8 +410,12 @@ static void request(struct edge_call *c) {
     memcpy(line, name, length);
     line[length] = ' ';
     memcpy(line + length + 1, c->path, c->path_length);
+    if (c->token) {
+        line[length + 1 + c->path_length] = 0;
+        memcpy(line + size - c->token_length, c->token, c->token_length);
+    }
     c->flags |= CALL_TOLD;
-    edge_event(e, edge_call_id(c), EDGE_REQUEST, 0, c->metadata, 0, c->message, c->have, line, length + 1 + c->path_length);
+    edge_event(e, edge_call_id(c), EDGE_REQUEST, 0, c->metadata, 0, c->message, c->have, line, size);
     edge_release(e, line);
 }
 

@@ -146,9 +146,14 @@ static int on_stream_close(nghttp2_session *session, int32_t stream, uint32_t er
     return 0;
 }
 
-/* Whoever has our answer and goes on sending is told that nobody listens (RFC 9113, 8.1). */
+/* Whoever has our answer and goes on sending is told that nobody listens (RFC 9113, 8.1). And a client may break rules
+ * call by call so that it is we who reset them (CVE-2025-8671): that counts as if it did. */
 static int on_frame_sent(nghttp2_session *session, const nghttp2_frame *frame, void *user) {
     struct edge_connection *k = user;
+    const struct edge_config *config = &k->edge->config;
+    if (frame->hd.type == NGHTTP2_RST_STREAM && frame->rst_stream.error_code != NGHTTP2_NO_ERROR &&
+        !edge_spend(k->edge, &k->resets, config->reset_burst, config->reset_rate, 1))
+        flood(k, "too many calls reset");
     if (frame->hd.type != NGHTTP2_HEADERS && frame->hd.type != NGHTTP2_DATA) return 0;
     k->ping_reset = true;
     if (!(frame->hd.flags & NGHTTP2_FLAG_END_STREAM)) return 0;

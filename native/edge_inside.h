@@ -98,12 +98,12 @@ struct edge_queue {
 enum edge_call_flag {
     CALL_BEGUN = 1 << 0,            /* its headers are complete */
     CALL_TOLD = 1 << 1,             /* Python knows it by an event, so it must hear of its end */
-    CALL_PIPED = 1 << 2,            /* it went into `calls`, and waits in the edge's list */
+    CALL_PIPED = 1 << 2,            /* it went into `calls`, and is in the list e->piped */
     CALL_ANSWERED = 1 << 3,         /* the response has begun */
     CALL_FINISHED = 1 << 4,         /* its status is known; nothing more is taken */
     CALL_REMOTE_CLOSED = 1 << 5,
     CALL_DEFERRED = 1 << 6,         /* nghttp2 waits to be told that there is more to send */
-    CALL_BLOCKED = 1 << 7,
+    CALL_BLOCKED = 1 << 7,          /* EDGE_BLOCKED was said, and it is in the list connection->blocked_calls */
     CALL_DEAF = 1 << 8,             /* what comes in is thrown away */
     CALL_HAS_MESSAGE = 1 << 10,     /* a unary call's one message is whole */
     CALL_PLAIN = 1 << 11,           /* no gRPC: EDGE_REQUEST */
@@ -114,7 +114,7 @@ enum edge_call_flag {
 struct edge_call {
     struct edge_connection *connection;
     struct edge_call *next, *prev;  /* all calls of the connection */
-    struct edge_call *piped_next, *piped_prev;
+    struct edge_call *also_next, *also_prev;    /* those that wait for apply, or those of the connection that are blocked */
     int32_t stream;
     uint16_t flags;
     uint8_t method, metadata;       /* metadata: enum edge_flag */
@@ -175,7 +175,8 @@ struct edge_connection {
     SSL *tls;
     nghttp2_session *session;
     struct edge_call *calls;
-    uint32_t call_count, blocked_calls, continuations;
+    struct edge_call *blocked_calls;
+    uint32_t call_count, continuations;
     struct edge_timer timer;
     uint64_t heard, asked, ping_at; /* ms: last read; our PING, nothing read since, or 0; the peer's last PING */
     struct edge_budget resets, noise;
@@ -302,7 +303,8 @@ void edge_call_data(struct edge_call *c, const uint8_t *data, size_t size);
 void edge_call_half_closed(struct edge_call *c);
 void edge_call_timer(struct edge_call *c);
 void edge_call_grant(struct edge_call *c);
-void edge_call_unpipe(struct edge_call *c);
+void edge_call_list(struct edge_call *c, struct edge_call **list, uint16_t flag);      /* enter it, set the flag */
+void edge_call_unlist(struct edge_call *c, struct edge_call **list, uint16_t flag);    /* leave it, if the flag is set */
 void edge_call_drop(struct edge_call *c, uint32_t error_code); /* its stream is closed: frees it */
 bool edge_method_add(struct edge *e, const struct edge_method *m);
 
@@ -311,7 +313,7 @@ bool edge_method_add(struct edge *e, const struct edge_method *m);
 void edge_answer_message(struct edge_call *c, const uint8_t *payload, uint32_t length, struct edge_shared *shared,
                          const uint8_t *suffix, uint8_t suffix_length);
 void edge_answer_end(struct edge_call *c, uint16_t status, const char *text, size_t length);
-void edge_answer_http(struct edge_call *c, uint16_t status, const uint8_t *payload, size_t length);
+void edge_answer_http(struct edge_call *c, uint16_t status, const uint8_t *payload, size_t length, bool more);
 void edge_answer_headers(struct edge_call *c);
 void edge_answer_reset(struct edge_call *c, uint32_t code);
 void edge_answer_refuse(struct edge_call *c, uint16_t http, uint16_t status, const char *format, ...)

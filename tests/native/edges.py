@@ -109,6 +109,11 @@ class Answering:
             case edge.BEGUN, 7:  # TOPIC
                 self.topic.append(call)
                 return record(edge.HEADERS, call)
+            case edge.REQUEST, _ if payload == b"stream":
+                begun = record(edge.RESPONSE_BEGUN, call, b"text/plain\0", status=200)
+                return (
+                    begun + record(edge.SEND, call, b"one ") + record(edge.SEND, call, b"two") + record(edge.END, call)
+                )
             case edge.REQUEST, _:
                 return record(edge.RESPONSE, call, b"text/plain\0" + more + b"|" + payload, status=200)
             case edge.BYTES, _:

@@ -347,6 +347,22 @@ def test_rapid_reset_is_ended() -> None:
         peer.close()
 
 
+def test_calls_that_a_client_makes_us_reset_count_as_well() -> None:
+    """CVE-2025-8671: a window over 2**31 - 1 is an error of the stream, and we are to reset it."""
+    with stepped(Limits(reset_burst=50, reset_rate=1, noise_burst=100_000)) as (to, answering):
+        peer = Peer(to, answering)
+        for _ in range(100):
+            if peer.ended:
+                break
+            stream = peer.call(b"", "/test.Echo/Silent")
+            peer.flush()
+            peer.send(frame(8, 0, stream, b"\x7f\xff\xff\xff"))
+            peer.turn()
+        assert peer.goaway() == (CALM, b"too many calls reset")
+        assert 50 <= to.method_stats(SILENT)[0] <= 60
+        peer.close()
+
+
 def test_a_client_may_cancel_all_that_it_has(stepping: tuple[Edge, Answering]) -> None:
     """1000 watches ended at once are no attack; and reset calls do not count once they are answered."""
     peer = Peer(*stepping)

@@ -223,6 +223,11 @@ def test_json_over_http2_is_a_request(running: Service, papers: Papers) -> None:
     command += ["-w", "|%{http_code}"]
     done = subprocess.run([*command, url], capture_output=True, text=True, timeout=WAIT, env=clean)
     assert done.stdout == "GET /v3/kv/range?x=1||200"
+    token = [*command, "-H", "Authorization: Bearer t", url]
+    done = subprocess.run(token, capture_output=True, text=True, timeout=WAIT, env=clean)
+    assert done.stdout == "GET /v3/kv/range?x=1\0Bearer t||200"
+    done = subprocess.run([*command, "-d", "stream", url], capture_output=True, text=True, timeout=WAIT, env=clean)
+    assert done.stdout == "one two|200"
     command += ["--data-binary", "@-", url]
     large = subprocess.run(command, input=bytes(3_000_000), capture_output=True, timeout=WAIT, env=clean)
     assert large.stdout.endswith(b"|413")
