@@ -27,7 +27,8 @@ static bool sound(const struct edge_config *c) {
     for (size_t i = 0; i < sizeof positive / sizeof positive[0]; i++)
         if (!positive[i]) return false;
     return c->stream_window <= INT32_MAX && c->connection_window <= INT32_MAX && c->message_max <= INT32_MAX &&
-           c->ping_strikes_max < UINT8_MAX && c->inbound_max >= c->message_max && c->inbound_connection_max >= c->message_max;
+           c->ping_strikes_max < UINT8_MAX && c->inbound_max >= c->message_max &&
+           c->inbound_connection_max >= c->message_max;
 }
 
 static bool set_up(struct edge *e, const struct edge_method *methods, size_t count) {

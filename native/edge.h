@@ -7,17 +7,17 @@
  *                                                +--- edge_fan_out(): one payload, many streams
  *
  * A wire batch is what everything in kvorum speaks (kvorum/wire.py): records of u32 length, u8 method, u8 kind, u16
- * status, u64 id, payload. A call's id is connection << 32 | stream; it is never used twice while anybody could mean the
- * first one, and an answer to a call that is gone is dropped. A connection's id is that with stream 0.
+ * status, u64 id, payload. A call's id is connection << 32 | stream; it is never used twice while anybody could mean
+ * the first one, and an answer to a call that is gone is dropped. A connection's id is that with stream 0.
  *
  * Most calls are one message each way. Those of methods in the table with EDGE_PIPE, without credentials, are gathered
  * into one batch that can go to the apply process as it is, and its answers can come back as they are: they cost Python
  * nothing each. All else is an event of 32 bytes.
  *
  * What bounds it. Nothing is read while nobody calls edge_poll(), and one call gathers at most batch_bytes and
- * batch_records before it returns, so what Python doesn't take stays in the sockets. Held for clients are: messages that
- * are not whole (inbound_*, assembly_ms), and answers that a slow reader has not taken (outbound_*). Past a limit the
- * call or the connection that grew over it ends, with a status that says so, and everybody else is served; past
+ * batch_records before it returns, so what Python doesn't take stays in the sockets. Held for clients are: messages
+ * that are not whole (inbound_*, assembly_ms), and answers that a slow reader has not taken (outbound_*). Past a limit
+ * the call or the connection that grew over it ends, with a status that says so, and everybody else is served; past
  * memory_max it is the connection that holds most. What a peer can make us do for nothing (PING, SETTINGS, RST_STREAM,
  * empty frames, CONTINUATION) is counted against a budget.
  *
@@ -33,8 +33,8 @@
 /* cdef: begin */
 
 enum edge_shape {
-    EDGE_UNARY = 0,                   /* one message in: EDGE_CALL; answered by one, or by any number (a server stream) */
-    EDGE_PIPE = 1,                    /* the same, in the batch `calls` if there is nothing more to say about it */
+    EDGE_UNARY = 0,                   /* one message in: EDGE_CALL; answered by one or by many (a server stream) */
+    EDGE_PIPE = 1,                    /* the same, in the batch `calls` if it has no metadata and there is room */
     EDGE_STREAM = 2,                  /* messages in as they come: EDGE_BEGUN, EDGE_MESSAGE, EDGE_HALF_CLOSED */
     EDGE_GRANTED = 4                  /* with EDGE_STREAM: the peer's window is given back by EDGE_GRANT alone */
 };
@@ -54,8 +54,8 @@ enum edge_event_kind {
     EDGE_BLOCKED = 9,                 /* call or HTTP/1 connection: much waits already, deliver no more */
     EDGE_WRITABLE = 10,               /* and now it has gone */
     EDGE_BYTES = 11,                  /* of an HTTP/1 connection */
-    EDGE_REQUEST = 12                 /* HTTP/2 but not gRPC (curl, TLS): payload: body; extra: "METHOD path", and behind
-                                         a NUL the token, if status says that there is one */
+    EDGE_REQUEST = 12                 /* HTTP/2 but not gRPC (curl, TLS): payload: body; extra: "METHOD path", and
+                                         behind a NUL the token, if status says that there is one */
 };
 
 enum edge_protocol { EDGE_HTTP2 = 2, EDGE_HTTP1 = 1 };
@@ -125,7 +125,8 @@ struct edge_config {
     uint32_t handshake_ms;            /* from accept() to a finished handshake and the HTTP/2 preface */
     uint32_t keepalive_ms, keepalive_timeout_ms;       /* etcd's --grpc-keepalive-interval and -timeout */
     uint32_t assembly_ms;             /* from the first byte of a message to its last */
-    uint32_t batch_bytes, batch_records;               /* one edge_poll() stops reading past either */
+    uint32_t batch_bytes, batch_records;               /* one edge_poll() stops reading past either, and `calls` goes
+                                                          over batch_bytes by at most one record */
 };
 
 struct edge_stats {
@@ -179,8 +180,9 @@ void edge_clear(struct edge *e);
  * those before the wrong one are carried out. */
 int64_t edge_deliver(struct edge *e, const uint8_t *batch, size_t size);
 
-/* To each of `count` streams one message: the payload, then its own suffix, suffixes[ends[i-1] : ends[i]] and of at most
- * EDGE_SUFFIX_MAX bytes. The payload is copied once. Returns how many streams were found, or -1 with errno EINVAL. */
+/* To each of `count` streams one message: the payload, then its own suffix, suffixes[ends[i-1] : ends[i]], of at most
+ * EDGE_SUFFIX_MAX bytes. The payload is copied once. Returns how many streams were found, or -1 with errno EINVAL or
+ * ENOMEM. */
 int64_t edge_fan_out(struct edge *e, const uint8_t *payload, size_t size, const uint64_t *calls, const uint32_t *ends,
                      size_t count, const uint8_t *suffixes, size_t suffixes_size);
 

@@ -35,8 +35,9 @@ void edge_shared_let(struct edge *e, struct edge_shared *s) {
     if (--s->references == 0) edge_release(e, s);
 }
 
-uint32_t edge_queue_add(struct edge *e, struct edge_queue *q, const uint8_t *framing, const uint8_t *body, uint32_t length,
-                    struct edge_shared *shared, bool charged, const uint8_t *suffix, uint8_t suffix_length) {
+uint32_t edge_queue_add(struct edge *e, struct edge_queue *q, const uint8_t *framing, const uint8_t *body,
+                        uint32_t length, struct edge_shared *shared, bool charged, const uint8_t *suffix,
+                        uint8_t suffix_length) {
     struct edge_piece *p = edge_alloc(e, sizeof *p + (shared ? 0 : length));
     if (!p) return 0;
     p->next = NULL;
@@ -169,7 +170,8 @@ static void submit_headers(struct edge_call *c) {
     nghttp2_nv head[] = {FIXED(":status", "200"), FIXED("content-type", "application/grpc")};
     nghttp2_data_provider provider = {{.ptr = c}, edge_answer_read};
     c->flags |= CALL_ANSWERED;
-    if (nghttp2_submit_response(c->connection->session, c->stream, head, 2, &provider)) edge_answer_reset(c, NGHTTP2_INTERNAL_ERROR);
+    if (nghttp2_submit_response(c->connection->session, c->stream, head, 2, &provider))
+        edge_answer_reset(c, NGHTTP2_INTERNAL_ERROR);
     edge_ready(c->connection);
 }
 

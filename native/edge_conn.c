@@ -4,8 +4,8 @@
  *                           |            |     +-- anything else ------> HTTP/1: bytes pass through
  *                           +-- handshake_ms --> closed
  *
- *   close, when all is written: FIN, then wait for the peer's, or EDGE_LINGER_MS: a socket closed with unread bytes in it
- *   is reset, and the peer may never read our last words. */
+ *   close, when all is written: FIN, then wait for the peer's, or EDGE_LINGER_MS: a socket closed with unread bytes in
+ *   it is reset, and the peer may never read our last words. */
 #define _GNU_SOURCE /* accept4 */
 #include "edge_inside.h"
 
@@ -105,7 +105,7 @@ void edge_accept(struct edge *e, struct edge_listener *l) {
     for (int i = 0; i < EDGE_ACCEPTS_MAX; i++) {
         int socket = accept4(l->socket, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (socket < 0 && (errno == EMFILE || errno == ENFILE)) {
-            /* Nobody would ever be refused, and epoll would call again and again: take one with the spare descriptor. */
+            /* Nobody would ever be refused, and epoll would call for ever: take one with the spare descriptor. */
             close(e->spare);
             socket = accept4(l->socket, NULL, NULL, SOCK_CLOEXEC);
             if (socket >= 0) close(socket);

@@ -2,8 +2,8 @@
  *
  *   | 0 or 1: compressed | u32 length, big-endian | message ... | 0 or 1 | length | ...         over any DATA frames
  *
- * A unary call is told of when its one message and its end are there; a stream when its headers are, and then message by
- * message. What breaks a rule is answered here, in the way of grpc-go: nobody else hears of it.
+ * A unary call is told of when its one message and its end are there; a stream when its headers are, and then message
+ * by message. What breaks a rule is answered here, in the way of grpc-go: nobody else hears of it.
  *
  * The window that DATA takes is given back to the connection at once. A stream's is given back as its messages are
  * handed on, or as Python says (EDGE_GRANTED); a message that is larger than the window gets it back while it grows. So
@@ -45,7 +45,8 @@ bool edge_method_add(struct edge *e, const struct edge_method *m) {
 }
 
 static bool find_method(const struct edge *e, struct edge_call *c) {
-    for (uint32_t at = hash(c->path, c->path_length) % EDGE_METHODS_MAX; e->methods[at].path; at = (at + 1) % EDGE_METHODS_MAX) {
+    uint32_t at = hash(c->path, c->path_length) % EDGE_METHODS_MAX;
+    for (; e->methods[at].path; at = (at + 1) % EDGE_METHODS_MAX) {
         if (e->methods[at].length != c->path_length || memcmp(e->methods[at].path, c->path, c->path_length)) continue;
         c->method = e->methods[at].number;
         c->shape = e->methods[at].shape;
@@ -236,7 +237,8 @@ void edge_call_begun(struct edge_call *c) {
     struct edge *e = c->connection->edge;
     c->flags |= CALL_BEGUN;
     if (c->bad == BAD_HEADERS_TOO_LARGE) {
-        edge_answer_refuse(c, 200, GRPC_RESOURCE_EXHAUSTED, "received metadata is over %u bytes", e->config.header_list_max);
+        edge_answer_refuse(c, 200, GRPC_RESOURCE_EXHAUSTED, "received metadata is over %u bytes",
+                           e->config.header_list_max);
     } else if (!(c->flags & CALL_GRPC)) {
         /* Over TLS nobody can tell beforehand whether a connection is for gRPC, so here etcd serves both. */
         if (c->connection->tls && c->path) {
@@ -251,7 +253,8 @@ void edge_call_begun(struct edge_call *c) {
         edge_answer_refuse(c, 400, GRPC_INTERNAL, "malformed grpc-timeout");
     } else if (!find_method(e, c)) {
         c->flags |= CALL_DEAF;
-        tell_begun(c, EDGE_UNKNOWN, c->path, c->path_length < EDGE_PATH_BYTES_MAX ? c->path_length : EDGE_PATH_BYTES_MAX);
+        bool long_one = c->path_length > EDGE_PATH_BYTES_MAX;
+        tell_begun(c, EDGE_UNKNOWN, c->path, long_one ? EDGE_PATH_BYTES_MAX : c->path_length);
     } else {
         e->tallies[c->method].started++;
         if (c->deadline) set_timer(c);
@@ -390,7 +393,9 @@ void edge_call_grant(struct edge_call *c) {
 
 static void dispatch(struct edge_call *c) {
     struct edge *e = c->connection->edge;
-    if (c->shape != EDGE_PIPE || c->metadata) {
+    /* One read can complete many large messages, so what a wire batch may not hold becomes events as well. */
+    if (c->shape != EDGE_PIPE || c->metadata || e->calls.size >= e->config.batch_bytes ||
+        e->call_count >= e->config.batch_records) {
         tell_begun(c, EDGE_CALL, c->message, c->have);
         return;
     }
@@ -429,7 +434,8 @@ void edge_call_half_closed(struct edge_call *c) {
     else if (c->framing_have) edge_answer_refuse(c, 200, GRPC_INTERNAL, "unexpected EOF");
     else if (c->shape & EDGE_STREAM)
         edge_event(e, edge_call_id(c), EDGE_HALF_CLOSED, c->method, 0, 0, NULL, 0, NULL, 0);
-    else if (!(c->flags & CALL_HAS_MESSAGE)) edge_answer_refuse(c, 200, GRPC_INTERNAL, "grpc: no message in a unary call");
+    else if (!(c->flags & CALL_HAS_MESSAGE))
+        edge_answer_refuse(c, 200, GRPC_INTERNAL, "grpc: no message in a unary call");
     else dispatch(c);
     drop_message(c);
     edge_release(e, c->token);

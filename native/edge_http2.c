@@ -1,7 +1,7 @@
 /* HTTP/2: one nghttp2 session per connection. Here is what the session tells us, and what a peer may not do to it.
  *
- * nghttp2 parses frames and headers, keeps windows and states, and ends a session that breaks HTTP/2's rules. What obeys
- * them and still does harm is stopped here, with GOAWAY ENHANCE_YOUR_CALM:
+ * nghttp2 parses frames and headers, keeps windows and states, and ends a session that breaks HTTP/2's rules. What
+ * obeys them and still does harm is stopped here, with GOAWAY ENHANCE_YOUR_CALM:
  *   frames that carry nothing (PING, SETTINGS, PRIORITY, empty DATA)            a budget, `noise`
  *   calls begun and reset at once (CVE-2023-44487)                              a budget, `resets`
  *   header blocks without end (CONTINUATION, CVE-2024-28182)                    a count, continuations_max
@@ -131,7 +131,8 @@ static int on_frame(nghttp2_session *session, const nghttp2_frame *frame, void *
     return 0;
 }
 
-static int on_data(nghttp2_session *session, uint8_t flags, int32_t stream, const uint8_t *data, size_t size, void *user) {
+static int on_data(nghttp2_session *session, uint8_t flags, int32_t stream, const uint8_t *data, size_t size,
+                   void *user) {
     (void)flags;
     struct edge_call *c = call_of(user, stream);
     if (c) edge_call_data(c, data, size);
@@ -225,7 +226,7 @@ void edge_http2_begin(struct edge_connection *k) {
 void edge_http2_input(struct edge_connection *k, const uint8_t *bytes, size_t size) {
     ssize_t n = nghttp2_session_mem_recv(k->session, bytes, size);
     if (n < 0) {
-        /* It is as good as closed. What nghttp2 has to say about it (GOAWAY) is on its way out already, or is said now. */
+        /* It is as good as closed. What there is to say about it (GOAWAY) was said by flood(), or is now. */
         edge_http2_goaway(k, n == NGHTTP2_ERR_FLOODED ? NGHTTP2_ENHANCE_YOUR_CALM : NGHTTP2_PROTOCOL_ERROR, "",
                           n == NGHTTP2_ERR_FLOODED ? EDGE_TOO_MUCH : EDGE_BAD_PROTOCOL);
         return;

@@ -6,13 +6,14 @@
  *        --- the batch that gathers    out: what the socket      metadata, deadline
  *        --- ready: to be written      did not take
  *
- * Life and death. A call dies in on_stream_close alone, a connection in edge_reap() alone, which runs when no callback of
- * nghttp2 is on the stack; until then a connection that is done for is marked (`gone`) and left alone by all.
+ * Life and death. A call dies in edge_call_drop() alone, when nghttp2 says that its stream is closed or with its
+ * connection; a connection in edge_reap() alone, which runs when no callback of nghttp2 is on the stack. Until then a
+ * connection that is done for is marked (`gone`) and left alone by all.
  *
- * Output. Answers queue at their call as pieces. nghttp2 asks for a call's bytes when the peer's windows allow it to send
- * them; they are copied once, into one buffer that all connections share, and written from there. What the socket does
- * not take moves to the connection's own `out`, and until that is gone the session is asked for nothing. So an idle
- * connection has no buffer, and a stalled one at most EDGE_SCRATCH_BYTES and what its answers hold. */
+ * Output. Answers queue at their call as pieces. nghttp2 asks for a call's bytes when the peer's windows allow it to
+ * send them; they are copied once, into one buffer that all connections share, and written from there. What the socket
+ * does not take moves to the connection's own `out`, and until that is gone the session is asked for nothing. So an
+ * idle connection has no buffer, and a stalled one at most EDGE_SCRATCH_BYTES and what its answers hold. */
 #ifndef KVORUM_EDGE_INSIDE_H
 #define KVORUM_EDGE_INSIDE_H
 
@@ -114,7 +115,7 @@ enum edge_call_flag {
 struct edge_call {
     struct edge_connection *connection;
     struct edge_call *next, *prev;  /* all calls of the connection */
-    struct edge_call *also_next, *also_prev;    /* those that wait for apply, or those of the connection that are blocked */
+    struct edge_call *also_next, *also_prev;    /* of those that wait for apply, or of the connection's blocked ones */
     int32_t stream;
     uint16_t flags;
     uint8_t method, metadata;       /* metadata: enum edge_flag */
@@ -136,7 +137,15 @@ struct edge_call {
     struct edge_queue queue;
 };
 
-enum edge_request { REQUEST_POST = 1, REQUEST_GET, REQUEST_HEAD, REQUEST_PUT, REQUEST_DELETE, REQUEST_OPTIONS, REQUEST_OTHER };
+enum edge_request {
+    REQUEST_POST = 1,
+    REQUEST_GET,
+    REQUEST_HEAD,
+    REQUEST_PUT,
+    REQUEST_DELETE,
+    REQUEST_OPTIONS,
+    REQUEST_OTHER
+};
 
 enum edge_bad {
     BAD_HEADERS_TOO_LARGE = 1,
@@ -303,8 +312,8 @@ void edge_call_data(struct edge_call *c, const uint8_t *data, size_t size);
 void edge_call_half_closed(struct edge_call *c);
 void edge_call_timer(struct edge_call *c);
 void edge_call_grant(struct edge_call *c);
-void edge_call_list(struct edge_call *c, struct edge_call **list, uint16_t flag);      /* enter it, set the flag */
-void edge_call_unlist(struct edge_call *c, struct edge_call **list, uint16_t flag);    /* leave it, if the flag is set */
+void edge_call_list(struct edge_call *c, struct edge_call **list, uint16_t flag);     /* enter it, set the flag */
+void edge_call_unlist(struct edge_call *c, struct edge_call **list, uint16_t flag);   /* leave it, if the flag is set */
 void edge_call_drop(struct edge_call *c, uint32_t error_code); /* its stream is closed: frees it */
 bool edge_method_add(struct edge *e, const struct edge_method *m);
 
@@ -322,8 +331,9 @@ void edge_answer_unblock(struct edge_connection *k);
 ssize_t edge_answer_read(nghttp2_session *session, int32_t stream, uint8_t *buffer, size_t length, uint32_t *flags,
                          nghttp2_data_source *source, void *user);
 /* A piece of `body`, or of what is shared; `charged`: its connection pays for that. Its cost; 0: no memory. */
-uint32_t edge_queue_add(struct edge *e, struct edge_queue *q, const uint8_t *framing, const uint8_t *body, uint32_t length,
-                    struct edge_shared *shared, bool charged, const uint8_t *suffix, uint8_t suffix_length);
+uint32_t edge_queue_add(struct edge *e, struct edge_queue *q, const uint8_t *framing, const uint8_t *body,
+                        uint32_t length, struct edge_shared *shared, bool charged, const uint8_t *suffix,
+                        uint8_t suffix_length);
 void edge_queue_copy(struct edge *e, struct edge_queue *q, uint8_t *to, size_t size);
 void edge_queue_drop(struct edge *e, struct edge_queue *q);
 struct edge_shared *edge_shared_new(struct edge *e, const uint8_t *bytes, size_t size);

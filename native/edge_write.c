@@ -1,4 +1,4 @@
-/* Writing: frames of all who have something to say, gathered into one buffer each turn, and what the socket doesn't take.
+/* Writing: the frames of whoever has something to say, gathered in one buffer, and what the socket doesn't take.
  *
  *   answers ---> edge_ready() ---> edge_flush(): the scratch buffer ---> socket
  *                                                      +---> `out`, until epoll says that there is room

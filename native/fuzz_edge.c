@@ -1,7 +1,7 @@
 /* libFuzzer target: any bytes of a client, and the edge neither errs nor leaks, and what it tells is in order.
  *
- * The first byte chooses: 1 the HTTP/2 preface is sent first, 2 the client never reads, 4 answers are large, 8 nothing is
- * answered, 16 the bytes come in small pieces, 32 the edge is drained in between. Run by tests/native/fuzz.py. */
+ * The first byte chooses: 1 the HTTP/2 preface is sent first, 2 the client never reads, 4 answers are large, 8 nothing
+ * is answered, 16 the bytes come in small pieces, 32 the edge is drained in between. Run by tests/native/fuzz.py. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>

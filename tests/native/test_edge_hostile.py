@@ -224,6 +224,25 @@ def test_unfinished_messages_are_bounded_and_others_are_served() -> None:
         assert to.stats()["inbound"] == 0
 
 
+def test_a_batch_of_calls_is_bounded() -> None:
+    """However many messages one read completes: what has no room in `calls` is told as events."""
+    with stepped(Limits(batch_bytes=5_000, batch_records=100)) as (to, answering):
+        peer = Peer(to, answering)
+        small = [peer.call(b"x" * 300) for _ in range(60)]
+        peer.flush()
+        sizes, told = [], 0
+        while answering.edge.stats()["messages_in"] < 60 or sizes[-1:] != [0]:
+            batch = to.poll(0)
+            sizes.append(len(batch.calls))
+            told += sum(event[5] == edge.CALL for event in batch.events)
+            answering(batch)
+        assert max(sizes) <= 5_000 + 16 + 300
+        assert sum(sizes) // 316 + told == 60
+        assert told
+        assert all(peer.result(stream)[0] == 0 for stream in small)
+        peer.close()
+
+
 def test_a_message_that_never_ends_has_a_deadline() -> None:
     with stepped(Limits(assembly_ms=20)) as (to, answering):
         peer = Peer(to, answering)
