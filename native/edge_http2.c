@@ -231,7 +231,7 @@ void edge_http2_input(struct edge_connection *k, const uint8_t *bytes, size_t si
                           n == NGHTTP2_ERR_FLOODED ? EDGE_TOO_MUCH : EDGE_BAD_PROTOCOL);
         return;
     }
-    if (nghttp2_session_want_write(k->session)) edge_ready(k);
+    if (nghttp2_session_want_write(k->session) || !nghttp2_session_want_read(k->session)) edge_ready(k);
 }
 
 void edge_http2_fill(struct edge_connection *k) {

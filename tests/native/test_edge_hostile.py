@@ -577,6 +577,24 @@ def test_what_is_not_http2_ends_in_a_goaway(stepping: tuple[Edge, Answering], wr
     others_are_served(stepping)
 
 
+def test_a_client_that_says_goodbye_gets_its_answers_first(stepping: tuple[Edge, Answering]) -> None:
+    """GOAWAY from there: what is under way goes on, then the connection ends."""
+    peer = Peer(*stepping)
+    chat = peer.open("/test.Echo/Chat")
+    peer.message(chat, b"one", end=False)
+    peer.until(lambda: peer.of(h2.events.DataReceived, chat))
+    peer.send(frame(7, 0, 0, struct.pack(">II", 0, 0)))
+    peer.turn()
+    assert not peer.ended
+    peer.message(chat, b"two")
+    assert peer.result(chat) == (0, "", framed(b"one") + framed(b"two"))
+    peer.until(lambda: peer.ended)
+    peer.close()
+    while stepping[0].stats()["connections"]:
+        stepping[1](stepping[0].poll(0.01))
+    assert closed_for(stepping[1]) == [edge.BY_PEER]
+
+
 def test_a_client_that_vanishes_takes_its_calls_along(stepping: tuple[Edge, Answering]) -> None:
     to, answering = stepping
     peer = Peer(*stepping)
