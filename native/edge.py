@@ -76,7 +76,7 @@ class Limits:
     outbound_connection_max: int = 64 << 20
     memory_max: int = 1 << 30
     reset_burst: int = 10_000
-    reset_rate: int = 500
+    reset_rate: int = 2_000
     noise_burst: int = 5_000
     noise_rate: int = 500
     ping_min_ms: int = 5_000

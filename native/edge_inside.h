@@ -39,6 +39,7 @@ enum {
     EDGE_PATH_BYTES_MAX = 256,      /* of an unknown path, what is kept */
     EDGE_TEXT_BYTES_MAX = 1024,     /* of an error's text, what is sent */
     EDGE_TOKEN_BYTES_MAX = 8192,
+    EDGE_CALL_BYTES = 650,          /* what an idle call takes, about, with what nghttp2 has for its stream */
     EDGE_FRAMING_BYTES = 5,         /* gRPC: compressed flag, length */
     EDGE_RECORD_BYTES = 16
 };
@@ -286,6 +287,7 @@ void edge_reap(struct edge *e);
 void edge_ready(struct edge_connection *k);                    /* it has something to write */
 void edge_flush(struct edge *e);                               /* write for all that are ready */
 void edge_connection_write(struct edge_connection *k, const uint8_t *bytes, uint32_t size);     /* HTTP/1 */
+void edge_relieve(struct edge *e);      /* if all memory is used: the connection that holds most of it is lost */
 bool edge_overdrawn(struct edge_connection *k, uint64_t newest);        /* too much memory is held, `newest` the cost of
                                                                   the newest piece. true: it is lost */
 

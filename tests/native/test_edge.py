@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import queue
+import select
+import socket
 import threading
 from array import array
 from collections.abc import Iterator
@@ -287,11 +289,25 @@ def test_two_edges_share_a_port() -> None:
         one.close()
 
 
+def test_it_listens_on_ipv6_too() -> None:
+    to = Edge(METHODS)
+    try:
+        port = to.listen("::1", 0)
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with socket.create_connection(("::1", port)) as client:
+        client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        events: list[tuple[int, bytes]] = []
+        while len(events) < 2:
+            batch = to.poll(0.1)
+            events += [(event[5], batch.data[event[2] : event[2] + event[3]]) for event in batch.events]
+        own = client.getsockname()[1]
+        assert events == [(edge.OPENED, b"[::1]:%d" % own), (edge.BYTES, b"GET / HTTP/1.1\r\n\r\n")]
+    to.close()
+
+
 def test_the_descriptor_of_the_edge_wakes_a_poller(running: Service) -> None:
     """zmq.Poller takes it; a poller sees new bytes, and what a delivery has left to tell, and no more."""
-    import select
-    import socket
-
     to = Edge(METHODS, Limits(handshake_ms=50))
     port = to.listen("127.0.0.1", 0)
     poller = select.poll()

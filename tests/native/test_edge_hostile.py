@@ -322,6 +322,34 @@ def test_short_memory_is_taken_back_from_who_holds_most() -> None:
         modest.close()
 
 
+def test_calls_that_only_wait_are_counted_too() -> None:
+    """Calls without a message, each with a token of 8 kB: bounded per connection; and by the thousand: in all."""
+    with stepped(Limits(inbound_connection_max=3_000_000)) as (to, answering):
+        peer = Peer(to, answering)
+        streams = [peer.open(token="x" * 8000 + str(i)) for i in range(500)]
+        peer.until(lambda: to.stats()["streams"] < 500 and len(peer.of(h2.events.StreamEnded)) > 100)
+        assert to.stats()["inbound"] <= 3_000_000
+        assert to.stats()["memory"] < 6_000_000
+        refused = [e.stream_id for e in peer.of(h2.events.StreamEnded)]
+        assert peer.result(refused[0])[:2] == (8, "received metadata is over 65536 bytes")
+        peer.h2.reset_stream(streams[0])
+        peer.until(lambda: to.stats()["inbound"] <= 3_000_000 - 8_000)
+        peer.close()
+    with stepped(Limits(memory_max=1_200_000)) as (to, answering):
+        modest, greedy = Peer(to, answering), Peer(to, answering)
+        modest.echo()
+        for _ in range(2000):
+            greedy.open("/test.Echo/Silent")
+            greedy.flush()
+        while not closed_for(answering):
+            answering(to.poll(0))
+        assert closed_for(answering) == [edge.TOO_MUCH]
+        modest.echo()
+        assert to.stats()["memory"] < 1_000_000
+        modest.close()
+        greedy.close()
+
+
 def test_one_answer_may_be_of_any_size() -> None:
     """A range of a large keyspace is one message; nobody is given up for asking once."""
     limits = Limits(outbound_connection_max=10_000)
