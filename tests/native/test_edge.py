@@ -13,10 +13,12 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
+from kvorum import wire
+from kvorum.wire import Kind
 from native import edge
 from native.edge import Edge, Limits, Method
 
-from .edges import CHAT, ECHO, METHODS, SILENT, WAIT, Peer, Service, service, stepped
+from .edges import CHAT, ECHO, METHODS, SILENT, WAIT, Peer, Service, framed, service, stepped
 
 
 @pytest.fixture
@@ -347,6 +349,29 @@ def test_many_clients_on_many_threads(running: Service) -> None:
     assert failures == []
     running.until(lambda a: not a.open)
     assert running.call(Edge.stats)["accepted"] == 8
+
+
+def test_what_it_gathers_and_takes_are_wire_batches() -> None:
+    """kvorum/wire.py and edge.h must say the same: a batch goes on unread, and its answers come back unread."""
+    assert (edge.REPLY, edge.SEND, edge.END) == (Kind.REPLY, Kind.STREAM_MESSAGE, Kind.STREAM_CLOSE)
+    limits = Limits()
+    assert limits.batch_bytes + limits.message_max + wire.HEADER.size <= wire.BATCH_BYTES_MAX
+    assert limits.batch_records <= wire.BATCH_RECORDS_MAX
+    with stepped() as (to, answering):
+        peer = Peer(to, answering)
+        streams = [peer.call(b"%d" % i) for i in range(3)]
+        peer.flush()
+        calls = to.poll(WAIT).calls
+        while len(calls) < 3 * 17:
+            calls += to.poll(WAIT).calls
+        records = wire.decode(calls)
+        assert [(r.method, r.kind, r.status, r.payload) for r in records] == [
+            (ECHO, Kind.CALL, 0, b"%d" % i) for i in range(3)
+        ]
+        answers = [wire.encode(r.method, Kind.REPLY, 0, r.id, r.payload * 2) for r in reversed(records)]
+        assert to.deliver(b"".join(answers)) == 3
+        assert [peer.result(stream)[2] for stream in streams] == [framed(b"%d%d" % (i, i)) for i in range(3)]
+        peer.close()
 
 
 def test_an_unsound_table_or_limit_is_refused() -> None:

@@ -9,6 +9,8 @@ import os
 import resource
 import socket
 import struct
+import subprocess
+import sys
 from array import array
 from collections.abc import Iterator
 
@@ -548,6 +550,43 @@ def test_connections_over_the_limit_are_closed_at_once() -> None:
             client.close()
         while to.stats()["connections"]:
             answering(to.poll(0.05))
+
+
+CROWD = """
+import resource, socket, sys
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+held = []
+for _ in range(int(sys.argv[2])):
+    held.append(socket.create_connection(("127.0.0.1", int(sys.argv[1]))))
+    held[-1].sendall(b"PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+sys.stdin.read()
+"""
+
+
+@pytest.mark.soak
+def test_ten_thousand_connections_are_held_and_others_served() -> None:
+    """RELIABILITY: each at less than 30 kB, and all are gone when their clients are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 10_100:
+        pytest.skip("this machine permits too few descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with stepped() as (to, answering):
+        before = to.stats()["memory"]
+        port = to.listen("127.0.0.1", 0)
+        command = [sys.executable, "-c", CROWD, str(port), "10000"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as crowd:
+            while len(answering.open) < 10_000:
+                assert crowd.poll() is None
+                answering(to.poll(0.1))
+            assert to.stats()["memory"] - before < 10_000 * 30_000
+            others_are_served((to, answering))
+            assert crowd.stdin
+            crowd.stdin.close()
+        while to.stats()["connections"]:
+            answering(to.poll(0.1))
+        assert len(closed_for(answering)) == 10_001
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_running_out_of_descriptors_refuses_and_does_not_spin(stepping: tuple[Edge, Answering]) -> None:
