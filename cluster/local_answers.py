@@ -83,8 +83,6 @@ _header_only = _with_header(lambda header: pb.HeaderResponse(header=header))
 _TABLE: list[tuple[str, type[Message], Answer]] = [
     ("/etcdserverpb.Maintenance/Alarm", pb.AlarmRequest, _alarm),
     ("/etcdserverpb.Maintenance/Defragment", _EMPTY, _same(pb.DefragmentResponse())),
-    ("/etcdserverpb.Maintenance/Hash", _EMPTY, _missing("hashes are not there yet")),
-    ("/etcdserverpb.Maintenance/HashKV", _EMPTY, _missing("hashes are not there yet")),
     ("/etcdserverpb.Maintenance/Snapshot", _EMPTY, _missing("use `kvorum export` on a stopped node's data directory")),
     ("/etcdserverpb.Maintenance/Downgrade", _EMPTY, _missing("there is nothing to downgrade to")),
     *(
