@@ -184,6 +184,11 @@ class Gateway:
         if self._own_watches.pop(id, None) is not None:
             self._to_watch.append(wire.encode(Method.WATCH, Kind.STREAM_CLOSE, 0, id, b""))
 
+    def pause(self, id: int, paused: bool) -> None:
+        """Have watch send nothing on this stream until it is told to go on."""
+        kind = Kind.STREAM_PAUSE if paused else Kind.STREAM_RESUME
+        self._to_watch.append(wire.encode(Method.WATCH, kind, 0, id, b""))
+
     def _own_answers(self, frame: bytes) -> None:
         for record in wire.decode(frame):
             then = self._own.pop(record.id, None) if record.id & OWN else None
@@ -239,8 +244,9 @@ class Gateway:
                 self._cancelled(id, connection=kind == edge.CLOSED)
             elif kind in (edge.BLOCKED, edge.WRITABLE):
                 if id in self._watches:
-                    kind = Kind.STREAM_PAUSE if kind == edge.BLOCKED else Kind.STREAM_RESUME
-                    self._to_watch.append(wire.encode(Method.WATCH, kind, 0, id, b""))
+                    self.pause(id, kind == edge.BLOCKED)
+                else:
+                    self.recipes.block(id, kind == edge.BLOCKED)
             elif kind == edge.HALF_CLOSED:
                 if id in self._renewals:
                     self._closing.add(id)
