@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import struct
 import sys
+import time
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
@@ -419,11 +420,11 @@ def main(argv: Sequence[str]) -> int:
     while not process.stopping:
         link.wait(stuck=gateway.stuck)
         gateway.turn()
-    left = front.drain(GRACE_SECONDS)
-    while left:
+    gateway.recipes.stop()
+    until = time.monotonic() + GRACE_SECONDS
+    while front.drain(GRACE_SECONDS) or (len(gateway.recipes) and time.monotonic() < until):
         link.wait(stuck=True)
         gateway.turn()
-        left = front.drain(GRACE_SECONDS)
     front.close()
     return 0
 

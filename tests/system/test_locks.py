@@ -402,6 +402,19 @@ def test_a_gateway_that_dies_breaks_connections_and_its_keys_end_with_their_leas
     assert third.result().key == b"gateway dies/32"
 
 
+def test_a_node_that_is_stopped_ends_the_wait(cluster: Cluster, three: list[Client]) -> None:
+    """It leaves the queue, too, if the two seconds that it has are enough for that."""
+    held, waiting = contended(three, b"stops", 0x40)
+    cluster.stop(1)
+    try:
+        assert refusal(waiting)[0] is grpc.StatusCode.UNAVAILABLE
+    finally:
+        cluster.start(1)
+    three[0].revoke(0x41)
+    waits(three[0], b"stops/", 1)
+    assert [kv.key for kv in three[0].get(b"stops/")] == [held]
+
+
 def test_one_at_a_time_among_many_of_whom_some_give_up(three: list[Client]) -> None:
     leases = [three[0].grant(0x100 + number) for number in range(30)]
     calls = [three[0].lock(b"many", leases[0])]

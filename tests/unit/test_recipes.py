@@ -282,6 +282,14 @@ def test_observing_goes_on_across_a_compaction_and_ends_with_its_client(desk: De
     assert desk.clean()
 
 
+def test_a_gateway_that_stops_ends_calls_and_has_them_leave_their_queues(desk: Desk) -> None:
+    waiting(desk)
+    desk.calls.stop()
+    assert desk.said == [(Code.UNAVAILABLE, "etcdserver: server stopped")]
+    desk.deletes(b"n/a", 9)
+    assert desk.clean()
+
+
 def test_an_observer_that_does_not_read_is_paused_also_when_another_leads(desk: Desk) -> None:
     desk.begin(recipes.observe(pb.LeaderRequest(name=b"n")))
     desk.answer(ranged((b"n/1", 4)))
