@@ -19,6 +19,7 @@ import errno
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Mapping
 
 from cluster import log, metrics
@@ -40,6 +41,8 @@ CHILDREN = {
 
 GRACE_SECONDS = 5.0
 """How long a child may take to end by itself."""
+PREDECESSOR_SECONDS_MAX = 30.0
+"""How long a child that was killed may take to be gone."""
 
 
 def run(config: NodeConfig, environment: Mapping[str, str]) -> int:
@@ -50,6 +53,7 @@ def run(config: NodeConfig, environment: Mapping[str, str]) -> int:
     except Refused as refused:
         log.error(str(refused))
         return refused.code
+    _await_predecessors(data)
     try:
         _refuse_taken_addresses(config)
         run_dir = RunDir.create(environment)
@@ -143,6 +147,21 @@ class Supervisor:
         log.info(f"member {self.config.member_id:x} serves on {self.config.listen_native}")
         _notify("READY=1")
         return None
+
+
+def _await_predecessors(data: DataDir) -> None:
+    """Children of a supervisor that was killed are killed too, but gone only when the last of their threads is, which
+    may be in an fsync. Until then they hold their locks and our addresses."""
+    deadline = time.monotonic() + PREDECESSOR_SECONDS_MAX
+    for name in CHILDREN:
+        while time.monotonic() < deadline:
+            try:
+                os.close(data.lock_for(name))
+                break
+            except BlockingIOError:
+                time.sleep(0.02)
+            except OSError:
+                break  # who starts the child will see, and say so
 
 
 def _address(url: str) -> tuple[int, tuple[str, int]]:

@@ -6,6 +6,7 @@ Real processes, but fake children (tests/fakes), so that each story takes a mome
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -275,6 +276,21 @@ def test_it_can_be_started_again_at_once(node: Node) -> None:
         node.start()
         os.kill(node.pids()["supervisor"], signal.SIGKILL)
         node.wait()
+
+
+def test_a_node_waits_for_what_its_killed_predecessor_still_holds(node: Node) -> None:
+    """A process that was killed is gone only when its last thread is; one in an fsync takes its time."""
+    node.start()
+    node.process.kill()  # type: ignore[union-attr]
+    node.wait()
+    eventually(lambda: not any(alive(pid) for pid in node.pids().values()))
+    with open(node.data / "LOCK.apply", "rb+") as lock, socket.create_server(("127.0.0.1", node.port + 2)):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        node.start(wait=False)
+        time.sleep(1.0)
+        assert node.process is not None
+        assert node.process.poll() is None
+    eventually(node._up)
 
 
 def test_systemd_is_told_when_clients_can_connect_and_when_it_stops(node: Node, tmp_path: Path) -> None:
