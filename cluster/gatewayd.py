@@ -4,6 +4,7 @@
                           │   ◀─answers──
                           ├───streams────▶ watch     the same way; a Watch stream is a stream of ours
                           └───events─────▶ Gateway   all else: lease streams, and what is answered here
+                                             └─ JsonWay   HTTP/1.1: JSON, /health and the like
 
 It keeps nothing that anybody would miss: calls under way, and which streams are open. If it dies, connections break and
 clients come again. If apply dies, or watch, what was under way there ends with etcd's "connection lost": a write may
@@ -29,6 +30,7 @@ from cluster import metrics
 from cluster.config import NodeConfig
 from cluster.exits import Exit
 from cluster.internal import Tick
+from cluster.jsonway import JsonWay
 from cluster.links import Answers, GatewayLink, Lost, Streamed
 from cluster.local_answers import LOCAL, Local
 from cluster.metrics import GatewayBoard
@@ -48,6 +50,9 @@ STOPPED = errors.Unavailable("etcdserver: server stopped", Code.UNAVAILABLE)
 
 Then = Callable[[int, bytes], None]
 """What to do with an answer: its status, and payload or error text."""
+
+Told = Callable[[int, int, bytes | Message], None]
+"""What to do with each answer to an inner call: edge.REPLY, SEND or END; its status; the message, or error text."""
 
 
 class Link(Protocol):
@@ -89,12 +94,23 @@ def methods() -> list[edge.Method]:
 class Gateway:
     """All that is under way here."""
 
-    def __init__(self, front: Front, link: Link, board: GatewayBoard) -> None:
+    def __init__(
+        self,
+        front: Front,
+        link: Link,
+        board: GatewayBoard,
+        *,
+        message_max: int = (1536 + 512) << 10,
+        metrics_url: str = "",
+        tick_seconds: float = 0.1,
+    ) -> None:
         self.front, self.link, self.board = front, link, board
+        self.json = JsonWay(self, message_max, metrics_url, tick_seconds)
         self.has_leader = True
         self._ticks = 0
         self._last_own = 0
         self._own: dict[int, Then] = {}
+        self._inner: dict[int, Told] = {}  # calls made here that are dealt with like those of clients
         self._watches: dict[int, None] = {}
         self._renewals: dict[int, int] = {}  # lease streams, and how many answers they wait for
         self._closing: set[int] = set()  # lease streams whose client says no more
@@ -144,8 +160,8 @@ class Gateway:
             frame = self._unsent.pop(whom, b"") or _frame(records)
             sent = send(frame)
             if sent is None:
+                records.clear()  # first, for whoever is told of the loss may ask for more
                 self._lost(whom)
-                records.clear()
             elif not sent:
                 self._unsent[whom] = frame
                 return
@@ -157,6 +173,31 @@ class Gateway:
         self._own[id] = then
         payload = request if isinstance(request, bytes) else request.SerializeToString()
         self._to_apply.append(wire.encode(method, Kind.CALL, 0, id, payload))
+
+    # ---- inner calls: what came in as JSON takes the ways that gRPC takes
+
+    def inner(self, told: Told) -> int:
+        """The id for one call or stream. `told` hears all answers, until the last of them or `inner_gone`."""
+        self._last_own += 1
+        id = self._last_own << 32 | OWN
+        self._inner[id] = told
+        return id
+
+    def inner_call(self, id: int, method: int, payload: bytes, flags: int) -> None:
+        self._call(Call(id, method, payload), flags)
+
+    def inner_begin(self, id: int, method: int, flags: int) -> None:
+        self._begun(id, method, flags)
+
+    def inner_message(self, id: int, payload: bytes) -> None:
+        self._message(id, payload)
+
+    def inner_half_closed(self, id: int) -> None:
+        self._half_closed(id)
+
+    def inner_gone(self, id: int) -> None:
+        if self._inner.pop(id, None) is not None:
+            self._cancelled(id, connection=False)
 
     def _own_answers(self, frame: bytes) -> None:
         for record in wire.decode(frame):
@@ -182,40 +223,53 @@ class Gateway:
     # ---- to the clients
 
     def reply(self, id: int, response: Message | bytes) -> None:
-        payload = response if isinstance(response, bytes) else response.SerializeToString()
-        self._answers.append(edge.record(edge.REPLY, id, payload))
+        self._answer(edge.REPLY, id, response)
 
     def send(self, id: int, payload: bytes) -> None:
         """One message of many."""
-        self._answers.append(edge.record(edge.SEND, id, payload))
+        self._answer(edge.SEND, id, payload)
 
     def end(self, id: int, status: int = 0, text: str = "") -> None:
         """No more messages. Also the end of a call that gets none."""
-        self._answers.append(edge.record(edge.END, id, text.encode(), status=status))
+        self._answer(edge.END, id, text.encode(), status)
+
+    def _answer(self, kind: int, id: int, answer: Message | bytes, status: int = 0) -> None:
+        if not id & OWN:
+            self.to_edge(kind, id, answer if isinstance(answer, bytes) else answer.SerializeToString(), status)
+            return
+        told = self._inner.get(id) if kind == edge.SEND else self._inner.pop(id, None)
+        if told is not None:
+            told(kind, status, answer)
+
+    def to_edge(self, kind: int, id: int, payload: bytes = b"", status: int = 0) -> None:
+        self._answers.append(edge.record(kind, id, payload, status=status))
 
     # ---- events of the edge
 
     def _events(self, batch: Batch) -> None:
         data = batch.data
-        for id, _, at, length, _, kind, method, status in batch.events:
+        for id, _, at, length, extra, kind, method, status in batch.events:
             if kind == edge.MESSAGE:
                 self._message(id, data[at : at + length])
             elif kind == edge.CALL:
                 self._call(Call(id, method, data[at : at + length]), status)
             elif kind == edge.BEGUN:
                 self._begun(id, method, status)
+            elif kind == edge.BYTES:
+                self.json.event(id, kind, data[at : at + length])
             elif kind in (edge.CANCELLED, edge.CLOSED):
                 self._cancelled(id, connection=kind == edge.CLOSED)
+                self.json.event(id, kind, b"")
             elif kind == edge.HALF_CLOSED:
-                if id in self._renewals:
-                    self._closing.add(id)
-                    self._maybe_end(id)
+                self._half_closed(id)
+                self.json.event(id, kind, b"")
+            elif kind in (edge.BLOCKED, edge.WRITABLE):
+                self.json.event(id, kind, b"")
             elif kind == edge.UNKNOWN:
                 self.end(id, Code.UNIMPLEMENTED, _unknown(data[at : at + length].decode("utf-8", "replace")))
             elif kind == edge.REQUEST:
-                self._answers.append(edge.record(edge.RESPONSE, id, b"text/plain\0404 page not found\n", status=404))
-            elif kind == edge.BYTES:
-                self._answers.append(edge.record(edge.CLOSE, id))
+                end = at + length
+                self.json.request(id, data[end : end + extra].decode("latin-1"), data[at:end])
 
     def _call(self, call: Call, flags: int) -> None:
         self.board.calls.add()
@@ -223,6 +277,8 @@ class Gateway:
             self.end(call.id, errors.NoLeader.code, errors.NoLeader.text)
         elif call.method in LOCAL:
             self._local(LOCAL[call.method], call)
+        elif call.id & OWN:
+            self.ask(call.method, call.payload, lambda status, told: self._answer(edge.REPLY, call.id, told, status))
         else:
             self._to_apply.append(wire.encode(call.method, Kind.CALL, 0, call.id, call.payload))
 
@@ -266,6 +322,11 @@ class Gateway:
         self.send(id, answer)
         self._maybe_end(id)
 
+    def _half_closed(self, id: int) -> None:
+        if id in self._renewals:
+            self._closing.add(id)
+            self._maybe_end(id)
+
     def _maybe_end(self, id: int) -> None:
         """etcd ends a lease stream when its client has, and everything is answered."""
         if id in self._closing and not self._renewals[id]:
@@ -277,7 +338,7 @@ class Gateway:
         if not connection:
             self._forget(id)
             return
-        for gone in [one for one in (*self._watches, *self._renewals) if one >> 32 == id >> 32]:
+        for gone in [one for one in (*self._watches, *self._renewals) if one >> 32 == id >> 32 and not one & OWN]:
             self._forget(gone)
 
     def _forget(self, id: int) -> None:
@@ -295,11 +356,16 @@ class Gateway:
             for record in wire.decode(frame):
                 if record.kind == Kind.STREAM_CLOSE:
                     self._watches.pop(record.id, None)
+        if self._inner:
+            for record in wire.decode(frame):
+                if record.id & OWN:
+                    self._answer(record.kind, record.id, record.payload, record.status)
 
     # ---- time
 
     def _tick(self) -> None:
         self._ticks += 1
+        self.json.tick()
         if self._ticks % STATUS_TICKS == 0:
             self.ask(Method.STATUS, pb.StatusRequest(), self._told_status)
         self.board.streams.set(len(self._watches) + len(self._renewals))
@@ -335,7 +401,8 @@ def main(argv: Sequence[str]) -> int:
     config = NodeConfig.load(argv[0])
     board = GatewayBoard()
     board.open(f"{metrics.directory(config.run_dir)}/gateway")
-    front = Edge(methods(), edge.Limits(message_max=config.max_request_bytes + (512 << 10)))
+    message_max = config.max_request_bytes + (512 << 10)
+    front = Edge(methods(), edge.Limits(message_max=message_max))
     for url in config.listen_client:
         host, _, port = url.removeprefix("tcp://").rpartition(":")
         try:
@@ -343,7 +410,14 @@ def main(argv: Sequence[str]) -> int:
         except OSError as error:
             return process.fatal(Exit.USAGE, f"cannot listen on {url} (--listen-client-urls): {error.strerror}")
     link = GatewayLink(zmq.Context(), config, front.fileno())
-    gateway = Gateway(front, link, board)
+    gateway = Gateway(
+        front,
+        link,
+        board,
+        message_max=message_max,
+        metrics_url=next(iter(config.listen_metrics), ""),
+        tick_seconds=config.heartbeat_ms / 1000,
+    )
     process.settle()
     while not process.stopping:
         link.wait(stuck=gateway.stuck)
