@@ -88,16 +88,22 @@ class Exchange(Protocol):
 Route = Callable[[Request, Exchange], Taker]
 
 
-class Ignore:
-    """Takes a body that doesn't matter."""
+class Later:
+    """Takes a body that doesn't matter, and answers when it is whole: so the connection can go on."""
 
     endless = False
+
+    def __init__(self, answer: Callable[[], None]) -> None:
+        self._answer = answer
 
     def __len__(self) -> int:
         return 0
 
     def data(self, chunk: bytes) -> None: ...
-    def end(self) -> None: ...
+
+    def end(self) -> None:
+        self._answer()
+
     def gone(self) -> None: ...
 
 
@@ -109,9 +115,8 @@ class _Exchange:
     def answer(
         self, status: int, body: bytes, content_type: str = JSON, headers: Iterable[tuple[str, str]] = ()
     ) -> None:
-        fields = [*ALWAYS, *headers, ("Date", _date()), ("Content-Length", str(len(body)))]
-        if content_type:
-            fields.append(("Content-Type", content_type))
+        kind = [("Content-Type", content_type)] if content_type else []
+        fields = [*ALWAYS, *kind, *headers, ("Date", _date()), ("Content-Length", str(len(body)))]
         if self._connection is not None:
             self._connection.send(self._head(status, fields), h11.Data(data=body))
             self.finish()

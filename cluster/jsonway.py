@@ -13,13 +13,13 @@ Whoever goes away takes a stream with them, and the wait for an answer, not what
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from google.protobuf.message import Message
 
-from cluster.http1 import TEXT, Connections, Exchange, Ignore, Request, Taker
+from cluster.http1 import JSON, Connections, Exchange, Later, Request, Taker
 from cluster.jsontext import BadJson, Objects, message_of, quoted, text_of
 from cluster.local_answers import LOCAL
 from cluster.pages import Pages
@@ -174,8 +174,7 @@ class _Unary:
     def end(self) -> None:
         number = _NUMBERS.get(self._path, 0)
         if not number:
-            service, _, name = self._path.lstrip("/").rpartition("/")
-            self._refuse(Code.UNIMPLEMENTED, f"unknown method {name} for service {service}")
+            self._refuse(Code.UNIMPLEMENTED, f"unknown service {self._path.lstrip('/').rpartition('/')[0]}")
             return
         request = LOCAL[number].request if number in LOCAL else wire.METHODS[Method(number)].request
         try:
@@ -330,6 +329,7 @@ class JsonWay:
         self.gateway = gateway
         self.message_max, self.body_max = message_max, 2 * message_max
         self._pages = Pages(gateway, metrics_url, tick_seconds)
+        self._over2: dict[int, Taker] = {}  # of requests that have no answer yet
         self._connections = Connections(gateway.to_edge, self.route, tick_seconds)
 
     def __len__(self) -> int:
@@ -338,11 +338,16 @@ class JsonWay:
 
     def event(self, id: int, kind: int, data: bytes) -> None:
         self._connections.event(id, kind, data)
+        if self._over2 and kind in (edge.CANCELLED, edge.CLOSED):
+            whole = kind == edge.CLOSED
+            for gone in [one for one in self._over2 if one == id or (whole and one >> 32 == id >> 32)]:
+                self._over2.pop(gone).gone()
 
     def request(self, id: int, head: str, body: bytes) -> None:
         """A request that came whole, by HTTP/2."""
-        method, _, target = head.partition(" ")
-        taker = self.route(Request(method, target, {}), _Whole(self.gateway, id))
+        method, _, target = head.partition("\0")[0].partition(" ")
+        exchange = _Over2(self.gateway, id, lambda: self._over2.pop(id, None))
+        taker = self._over2[id] = self.route(Request(method, target, {}), exchange)
         taker.data(body)
         taker.end()
 
@@ -356,41 +361,42 @@ class JsonWay:
             if path.startswith(old):
                 path = "/v3/" + path.removeprefix(old)
         if request.method == "OPTIONS":
-            exchange.answer(200, b"", "")
-        elif not path.startswith("/v3/"):
-            self._pages.get(request.method, request.target, exchange)
-        elif path not in PATHS:
-            exchange.answer(404, _NOT_FOUND)
-        elif request.method != "POST":
-            exchange.answer(501, _NOT_ALLOWED)
-        else:
-            grpc = PATHS[path]
-            has_leader = request.headers.get("grpc-metadata-hasleader") == "true"
-            if _NUMBERS.get(grpc) in _STREAMS:
-                return _Stream(self, exchange, grpc, has_leader)
-            return _Unary(self, exchange, grpc, has_leader)
-        return Ignore()
+            return Later(lambda: exchange.answer(200, b"", ""))
+        if not path.startswith("/v3/"):
+            return Later(lambda: self._pages.get(request.method, request.target, exchange))
+        if path not in PATHS:
+            return Later(lambda: exchange.answer(404, _NOT_FOUND))
+        if request.method != "POST":
+            return Later(lambda: exchange.answer(501, _NOT_ALLOWED))
+        grpc = PATHS[path]
+        has_leader = request.headers.get("grpc-metadata-hasleader") == "true"
+        if _NUMBERS.get(grpc) in _STREAMS:
+            return _Stream(self, exchange, grpc, has_leader)
+        return _Unary(self, exchange, grpc, has_leader)
 
 
 _NOT_FOUND = b'{"code":5,"message":"Not Found","details":[]}'
 _NOT_ALLOWED = b'{"code":12,"message":"Method Not Allowed","details":[]}'
 
 
-class _Whole:
-    """The answer to a request by HTTP/2: one piece, so there are no streams."""
+class _Over2:
+    """Where the answer goes to a request that came by HTTP/2."""
 
-    def __init__(self, gateway: Gateway, id: int) -> None:
-        self._gateway, self._id = gateway, id
+    def __init__(self, gateway: Gateway, id: int, over: Callable[[], object]) -> None:
+        self._gateway, self._id, self._over = gateway, id, over
 
     def answer(
-        self, status: int, body: bytes, content_type: str = "application/json", headers: Iterable[tuple[str, str]] = ()
+        self, status: int, body: bytes, content_type: str = JSON, headers: Iterable[tuple[str, str]] = ()
     ) -> None:
-        if self._id:
-            id, self._id = self._id, 0
-            self._gateway.to_edge(edge.RESPONSE, id, content_type.encode() + b"\0" + body, status)
+        self._gateway.to_edge(edge.RESPONSE, self._id, content_type.encode() + b"\0" + body, status)
+        self._over()
 
     def start(self, headers: Iterable[tuple[str, str]] = ()) -> None:
-        self.answer(501, b"streams are for HTTP/1.1 or gRPC\n", TEXT)
+        self._gateway.to_edge(edge.RESPONSE_BEGUN, self._id, JSON.encode() + b"\0", 200)
 
-    def chunk(self, body: bytes) -> None: ...
-    def finish(self) -> None: ...
+    def chunk(self, body: bytes) -> None:
+        self._gateway.to_edge(edge.SEND, self._id, body)
+
+    def finish(self) -> None:
+        self._gateway.to_edge(edge.END, self._id)
+        self._over()
