@@ -14,7 +14,8 @@ A call's id on the edge is its id on its way to apply and watch. Calls that are 
 bit that no stream of HTTP/2 has.
 
 Back-pressure: what apply takes no more of waits here, one frame, and meanwhile the edge isn't asked; what it doesn't
-take in stays in the sockets. Answers are the edge's to bound (native/edge.h).
+take in stays in the sockets. Answers are the edge's to bound (native/edge.h); a Watch stream whose reader is slow is
+paused at the watch process, which serves it from history when it reads again.
 """
 
 from __future__ import annotations
@@ -195,6 +196,9 @@ class Gateway:
     def inner_half_closed(self, id: int) -> None:
         self._half_closed(id)
 
+    def inner_blocked(self, id: int, blocked: bool) -> None:
+        self._blocked(id, blocked)
+
     def inner_gone(self, id: int) -> None:
         if self._inner.pop(id, None) is not None:
             self._cancelled(id, connection=False)
@@ -260,10 +264,11 @@ class Gateway:
             elif kind in (edge.CANCELLED, edge.CLOSED):
                 self._cancelled(id, connection=kind == edge.CLOSED)
                 self.json.event(id, kind, b"")
+            elif kind in (edge.BLOCKED, edge.WRITABLE):
+                self._blocked(id, kind == edge.BLOCKED)
+                self.json.event(id, kind, b"")
             elif kind == edge.HALF_CLOSED:
                 self._half_closed(id)
-                self.json.event(id, kind, b"")
-            elif kind in (edge.BLOCKED, edge.WRITABLE):
                 self.json.event(id, kind, b"")
             elif kind == edge.UNKNOWN:
                 self.end(id, Code.UNIMPLEMENTED, _unknown(data[at : at + length].decode("utf-8", "replace")))
@@ -321,6 +326,11 @@ class Gateway:
             return
         self.send(id, answer)
         self._maybe_end(id)
+
+    def _blocked(self, id: int, blocked: bool) -> None:
+        if id in self._watches:
+            kind = Kind.STREAM_PAUSE if blocked else Kind.STREAM_RESUME
+            self._to_watch.append(wire.encode(Method.WATCH, kind, 0, id, b""))
 
     def _half_closed(self, id: int) -> None:
         if id in self._renewals:
@@ -402,7 +412,7 @@ def main(argv: Sequence[str]) -> int:
     board = GatewayBoard()
     board.open(f"{metrics.directory(config.run_dir)}/gateway")
     message_max = config.max_request_bytes + (512 << 10)
-    front = Edge(methods(), edge.Limits(message_max=message_max))
+    front = Edge(methods(), edge.Limits(message_max=message_max, handshake_ms=5_000))
     for url in config.listen_client:
         host, _, port = url.removeprefix("tcp://").rpartition(":")
         try:

@@ -63,6 +63,10 @@ class Taker(Protocol):
         """The body is whole."""
         ...
 
+    def blocked(self, blocked: bool) -> None:
+        """The client doesn't take the answer, or takes it again."""
+        ...
+
     def gone(self) -> None:
         """Nobody waits for the answer any more."""
         ...
@@ -104,6 +108,7 @@ class Later:
     def end(self) -> None:
         self._answer()
 
+    def blocked(self, blocked: bool) -> None: ...
     def gone(self) -> None: ...
 
 
@@ -324,11 +329,11 @@ class Connections:
         elif kind == edge.HALF_CLOSED:
             if not connection.closing:
                 connection.half_closed()
-        elif kind == edge.BLOCKED:
-            connection.blocked = True
-        elif kind == edge.WRITABLE:
-            connection.blocked = False
-            if not connection.closing:
+        elif kind in (edge.BLOCKED, edge.WRITABLE):
+            connection.blocked = kind == edge.BLOCKED
+            if connection.taker is not None:
+                connection.taker.blocked(connection.blocked)
+            if not connection.blocked and not connection.closing:
                 connection.advance()
 
     def watch_over(self, connection: _Connection) -> None:

@@ -189,6 +189,8 @@ class _Unary:
         self._id = self._way.gateway.inner(self._told)
         self._way.gateway.inner_call(self._id, number, payload, edge.HAS_LEADER if self._has_leader else 0)
 
+    def blocked(self, blocked: bool) -> None: ...
+
     def gone(self) -> None:
         self._body.clear()
         if self._id:
@@ -258,6 +260,10 @@ class _Stream:
             self._begin()
         if self._id and not self._over:
             self._way.gateway.inner_half_closed(self._id)
+
+    def blocked(self, blocked: bool) -> None:
+        if self._id and not self._over:
+            self._way.gateway.inner_blocked(self._id, blocked)
 
     def gone(self) -> None:
         self._over = True
@@ -338,7 +344,9 @@ class JsonWay:
 
     def event(self, id: int, kind: int, data: bytes) -> None:
         self._connections.event(id, kind, data)
-        if self._over2 and kind in (edge.CANCELLED, edge.CLOSED):
+        if id in self._over2 and kind in (edge.BLOCKED, edge.WRITABLE):
+            self._over2[id].blocked(kind == edge.BLOCKED)
+        elif self._over2 and kind in (edge.CANCELLED, edge.CLOSED):
             whole = kind == edge.CLOSED
             for gone in [one for one in self._over2 if one == id or (whole and one >> 32 == id >> 32)]:
                 self._over2.pop(gone).gone()

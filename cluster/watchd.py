@@ -44,7 +44,7 @@ before their changes is looked up by apply only once a watcher has asked for it;
 knows (a new session). Only while there are streams is there a session with apply at all.
 
 A watcher that doesn't read costs the few messages which its connection's queue may hold. It is behind then, and tried
-again every tick.
+again every tick. Whoever has many streams on one connection, as the gateway has, pauses those whose readers are slow.
 
 A stream serves each watcher by itself. Whoever can listen to broadcasts (cluster/broadcast.py) and is not the only
 one here to watch these keys is told of their topic when its watch is created, and leaves the stream when a
@@ -160,12 +160,13 @@ class Watcher:
 class Stream:
     """One client's stream: its watchers by id, and answers that its queue had no room for yet."""
 
-    __slots__ = ("key", "next_id", "unsent", "watchers")
+    __slots__ = ("key", "next_id", "paused", "unsent", "watchers")
 
     def __init__(self, key: StreamKey) -> None:
         self.key = key
         self.watchers: dict[int, Watcher] = {}
         self.next_id = 0
+        self.paused = False  # by its client: nothing is sent until it says so
         self.unsent: list[bytes] = []
 
 
@@ -383,7 +384,7 @@ class Watchd:
             return
         budget, oldest = CATCH_UP_BYTES, 0
         for watcher in list(self._behind):
-            while watcher in self._behind and watcher not in self._stalled:
+            while watcher in self._behind and watcher not in self._stalled and not watcher.stream.paused:
                 if watcher.next <= self._ring.floor:
                     oldest = min(oldest or watcher.next, watcher.next)
                     break
@@ -471,7 +472,7 @@ class Watchd:
 
         Once the first has gone the others count as sent: they wait in `unsent` if the queue fills up between.
         """
-        if stream.unsent and not self._flush(stream):
+        if stream.paused or (stream.unsent and not self._flush(stream)):
             return False
         records = [wire.encode(Method.WATCH, Kind.STREAM_MESSAGE, 0, stream.key.id, payload) for payload in payloads]
         sent = self.link.send(stream.key.identity, records[0])
@@ -484,6 +485,8 @@ class Watchd:
 
     def _flush(self, stream: Stream) -> bool:
         """Send what waits. True if nothing does any more."""
+        if stream.paused and stream.unsent:
+            return False
         for frame, count in list(frames_of(stream.unsent)):
             sent = self.link.send(stream.key.identity, frame)
             if sent is None:
@@ -500,8 +503,11 @@ class Watchd:
         """Answers to requests keep their order, also with the events that follow them."""
         payload = response.SerializeToString()
         stream.unsent.append(wire.encode(Method.WATCH, Kind.STREAM_MESSAGE, 0, stream.key.id, payload))
-        if not self._flush(stream) and len(stream.unsent) > UNSENT_MAX:
-            self._forget_client(stream.key.identity)  # it asks and asks and never reads
+        if not self._flush(stream) and len(stream.unsent) > UNSENT_MAX:  # it asks and asks and never reads
+            if stream.paused:
+                self._refuse(stream.key.identity, Method.WATCH, stream.key.id, errors.TooManyRequests())
+            else:
+                self._forget_client(stream.key.identity)
 
     def _header(self, revision: int | None = None) -> pb.ResponseHeader:
         raw = self.node.header(self._head if revision is None else revision, self._term)
@@ -551,6 +557,11 @@ class Watchd:
             case Kind.STREAM_CLOSE:
                 if stream is not None:
                     self._forget(stream)
+            case Kind.STREAM_PAUSE | Kind.STREAM_RESUME:
+                if stream is not None:
+                    stream.paused = record.kind == Kind.STREAM_PAUSE
+                    self._stalled.difference_update(stream.watchers.values())
+                    self._flush(stream)
             case _:
                 raise errors.Unimplemented(f"kvorum: a record of kind {record.kind} is not of a stream")
 

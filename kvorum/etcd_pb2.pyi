@@ -517,6 +517,76 @@ class MoveLeaderResponse(_message.Message):
     header: ResponseHeader
     def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ...) -> None: ...
 
+class HelloRequest(_message.Message):
+    __slots__ = ("protocol", "client")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    client: str
+    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[str] = ...) -> None: ...
+
+class HelloResponse(_message.Message):
+    __slots__ = ("header", "protocol", "version", "name", "members", "request_bytes_max")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
+    header: ResponseHeader
+    protocol: int
+    version: str
+    name: str
+    members: _containers.RepeatedCompositeFieldContainer[Endpoint]
+    request_bytes_max: int
+    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., protocol: _Optional[int] = ..., version: _Optional[str] = ..., name: _Optional[str] = ..., members: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., request_bytes_max: _Optional[int] = ...) -> None: ...
+
+class Endpoint(_message.Message):
+    __slots__ = ("member_id", "name", "native", "watch")
+    MEMBER_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NATIVE_FIELD_NUMBER: _ClassVar[int]
+    WATCH_FIELD_NUMBER: _ClassVar[int]
+    member_id: int
+    name: str
+    native: str
+    watch: str
+    def __init__(self, member_id: _Optional[int] = ..., name: _Optional[str] = ..., native: _Optional[str] = ..., watch: _Optional[str] = ...) -> None: ...
+
+class MemberPublish(_message.Message):
+    __slots__ = ("member", "endpoint")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    member: Member
+    endpoint: Endpoint
+    def __init__(self, member: _Optional[_Union[Member, _Mapping]] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ...) -> None: ...
+
+class LeaseLead(_message.Message):
+    __slots__ = ("term",)
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    term: int
+    def __init__(self, term: _Optional[int] = ...) -> None: ...
+
+class LeaseExpire(_message.Message):
+    __slots__ = ("term", "IDs", "applied")
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_FIELD_NUMBER: _ClassVar[int]
+    term: int
+    IDs: _containers.RepeatedScalarFieldContainer[int]
+    applied: int
+    def __init__(self, term: _Optional[int] = ..., IDs: _Optional[_Iterable[int]] = ..., applied: _Optional[int] = ...) -> None: ...
+
+class LeaseCheckpoints(_message.Message):
+    __slots__ = ("term", "checkpoints", "applied")
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_FIELD_NUMBER: _ClassVar[int]
+    term: int
+    checkpoints: _containers.RepeatedCompositeFieldContainer[LeaseCheckpoint]
+    applied: int
+    def __init__(self, term: _Optional[int] = ..., checkpoints: _Optional[_Iterable[_Union[LeaseCheckpoint, _Mapping]]] = ..., applied: _Optional[int] = ...) -> None: ...
+
 class AlarmRequest(_message.Message):
     __slots__ = ("action", "memberID", "alarm")
     class AlarmAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
@@ -696,73 +766,3 @@ class HealthCheckResponse(_message.Message):
     STATUS_FIELD_NUMBER: _ClassVar[int]
     status: HealthCheckResponse.ServingStatus
     def __init__(self, status: _Optional[_Union[HealthCheckResponse.ServingStatus, str]] = ...) -> None: ...
-
-class HelloRequest(_message.Message):
-    __slots__ = ("protocol", "client")
-    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
-    CLIENT_FIELD_NUMBER: _ClassVar[int]
-    protocol: int
-    client: str
-    def __init__(self, protocol: _Optional[int] = ..., client: _Optional[str] = ...) -> None: ...
-
-class HelloResponse(_message.Message):
-    __slots__ = ("header", "protocol", "version", "name", "members", "request_bytes_max")
-    HEADER_FIELD_NUMBER: _ClassVar[int]
-    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
-    VERSION_FIELD_NUMBER: _ClassVar[int]
-    NAME_FIELD_NUMBER: _ClassVar[int]
-    MEMBERS_FIELD_NUMBER: _ClassVar[int]
-    REQUEST_BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
-    header: ResponseHeader
-    protocol: int
-    version: str
-    name: str
-    members: _containers.RepeatedCompositeFieldContainer[Endpoint]
-    request_bytes_max: int
-    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., protocol: _Optional[int] = ..., version: _Optional[str] = ..., name: _Optional[str] = ..., members: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., request_bytes_max: _Optional[int] = ...) -> None: ...
-
-class Endpoint(_message.Message):
-    __slots__ = ("member_id", "name", "native", "watch")
-    MEMBER_ID_FIELD_NUMBER: _ClassVar[int]
-    NAME_FIELD_NUMBER: _ClassVar[int]
-    NATIVE_FIELD_NUMBER: _ClassVar[int]
-    WATCH_FIELD_NUMBER: _ClassVar[int]
-    member_id: int
-    name: str
-    native: str
-    watch: str
-    def __init__(self, member_id: _Optional[int] = ..., name: _Optional[str] = ..., native: _Optional[str] = ..., watch: _Optional[str] = ...) -> None: ...
-
-class MemberPublish(_message.Message):
-    __slots__ = ("member", "endpoint")
-    MEMBER_FIELD_NUMBER: _ClassVar[int]
-    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
-    member: Member
-    endpoint: Endpoint
-    def __init__(self, member: _Optional[_Union[Member, _Mapping]] = ..., endpoint: _Optional[_Union[Endpoint, _Mapping]] = ...) -> None: ...
-
-class LeaseLead(_message.Message):
-    __slots__ = ("term",)
-    TERM_FIELD_NUMBER: _ClassVar[int]
-    term: int
-    def __init__(self, term: _Optional[int] = ...) -> None: ...
-
-class LeaseExpire(_message.Message):
-    __slots__ = ("term", "IDs", "applied")
-    TERM_FIELD_NUMBER: _ClassVar[int]
-    IDS_FIELD_NUMBER: _ClassVar[int]
-    APPLIED_FIELD_NUMBER: _ClassVar[int]
-    term: int
-    IDs: _containers.RepeatedScalarFieldContainer[int]
-    applied: int
-    def __init__(self, term: _Optional[int] = ..., IDs: _Optional[_Iterable[int]] = ..., applied: _Optional[int] = ...) -> None: ...
-
-class LeaseCheckpoints(_message.Message):
-    __slots__ = ("term", "checkpoints", "applied")
-    TERM_FIELD_NUMBER: _ClassVar[int]
-    CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
-    APPLIED_FIELD_NUMBER: _ClassVar[int]
-    term: int
-    checkpoints: _containers.RepeatedCompositeFieldContainer[LeaseCheckpoint]
-    applied: int
-    def __init__(self, term: _Optional[int] = ..., checkpoints: _Optional[_Iterable[_Union[LeaseCheckpoint, _Mapping]]] = ..., applied: _Optional[int] = ...) -> None: ...

@@ -36,6 +36,8 @@ class Kind(IntEnum):
     STREAM_OPEN = 2
     STREAM_MESSAGE = 3
     STREAM_CLOSE = 4
+    STREAM_PAUSE = 5
+    STREAM_RESUME = 6
 
 
 class Method(IntEnum):

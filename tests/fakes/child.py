@@ -36,6 +36,7 @@ def main(name: str) -> int:
         signal.SIGTERM, signal.SIG_IGN if verb == "stubborn" else lambda number, frame: stopped.append(number)
     )
     urls = {"raft": config.listen_peer, "apply": config.listen_native, "watch": config.listen_watch}
+    urls["gateway"] = config.listen_client[0]
     host, _, port = urls[name].removeprefix("tcp://").partition(":")
     with socket.create_server((host, int(port))):
         while not stopped:

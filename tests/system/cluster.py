@@ -38,7 +38,7 @@ from tests.conftest import OUTLIVING, PortBlock
 from tests.conftest import environment as clean_environment
 
 ROOT = Path(__file__).parents[2]
-PROCESSES = ("supervisor", "raft", "apply", "watch")
+PROCESSES = ("supervisor", "raft", "apply", "watch", "gateway")
 HEARTBEAT_MS, ELECTION_MS = 50, 500
 """Faster than the defaults: tests wait for elections."""
 

@@ -36,6 +36,7 @@ PORTS = {
     "watch": local.STEP_WATCH,
     "broadcast": local.STEP_BROADCAST,
     "metrics": local.STEP_METRICS,
+    "gateway": local.STEP_GATEWAY,
 }
 SETTINGS = {"heartbeat-interval": "100", "election-timeout": "1000"}
 HANDSHAKE_SECONDS_MAX = 5.0
@@ -84,7 +85,10 @@ def test_any_bytes_at_any_port_are_dropped_or_answered(cluster: Cluster, name: s
 
 def test_connections_that_say_nothing_are_let_go(cluster: Cluster) -> None:
     """RELIABILITY 4.1: half-open handshakes. Others connect meanwhile, and the descriptors come back."""
-    owners = {"peer": "raft", "native": "apply", "watch": "watch", "broadcast": "watch", "metrics": "supervisor"}
+    owners = {
+        "peer": "raft", "native": "apply", "watch": "watch", "broadcast": "watch", "metrics": "supervisor",
+        "gateway": "gateway",
+    }  # fmt: skip
     pids = {name: cluster.pid(0, process) for name, process in owners.items()}
     with undisturbed(cluster):
         before = {name: descriptors(pid) for name, pid in pids.items()}

@@ -89,7 +89,7 @@ def test_metrics_of_all_processes_are_behind_one_port(one: Cluster) -> None:
             assert families[name].type == series.kind, series.name
             assert families[name].samples
     up = {sample.labels["process"]: sample.value for sample in families["kvorum_process_up"].samples}
-    assert up == {"supervisor": 1, "raft": 1, "apply": 1, "watch": 1}
+    assert up == {"supervisor": 1, "raft": 1, "apply": 1, "watch": 1, "gateway": 1}
     assert families["process_resident_memory_bytes"].samples[0].value > 40 << 20
     assert abs(families["process_start_time_seconds"].samples[0].value - time.time()) < 600
 

@@ -25,7 +25,7 @@ from tests.conftest import PortBlock
 from tests.conftest import environment as clean_environment
 
 ROOT = Path(__file__).parents[2]
-CHILDREN = ("raft", "apply", "watch")
+CHILDREN = ("raft", "apply", "watch", "gateway")
 
 
 def eventually(true: Callable[[], object], seconds: float = 60.0) -> None:
@@ -76,7 +76,7 @@ class Node:
         assert self.process
         pids = self.pids()
         last = [self.lives(name)[-1][1] if self.lives(name) else 0 for name in CHILDREN]
-        return pids["supervisor"] == self.process.pid and last == [pids[name] for name in CHILDREN]
+        return all(last) and pids["supervisor"] == self.process.pid and last == [pids[name] for name in CHILDREN]
 
     def pids(self) -> dict[str, int]:
         try:
@@ -121,10 +121,10 @@ def test_each_child_is_a_process_with_an_epoch_of_its_own(node: Node) -> None:
     """DESIGN 1: four processes a node."""
     node.start()
     pids = node.pids()
-    assert len(set(pids.values())) == 4
+    assert len(set(pids.values())) == 5
     assert all(alive(pid) for pid in pids.values())
     assert [(name, node.lives(name)[0][1]) for name in CHILDREN] == [(name, pids[name]) for name in CHILDREN]
-    assert sorted(node.epochs()) == [1, 2, 3]
+    assert sorted(node.epochs()) == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("name", CHILDREN)
@@ -136,7 +136,7 @@ def test_a_child_that_is_killed_comes_back_alone_with_a_higher_epoch(node: Node,
     eventually(lambda: len(node.lives(name)) == 2 and node.pids()[name] not in (0, before[name]))
     after = node.pids()
     assert [child for child in after if after[child] != before[child]] == [name]
-    assert int(node.lives(name)[1][0]) == 4
+    assert int(node.lives(name)[1][0]) == 5
 
 
 @pytest.mark.parametrize("end", ["exit 0", "exit 1", f"exit {int(Exit.NO_SPACE)}"])
@@ -161,7 +161,7 @@ def test_an_end_that_a_restart_cannot_help_stops_the_node_with_that_code(node: N
     assert not any(node.pids()[name] for name in CHILDREN)
 
 
-def test_sigterm_stops_watch_then_apply_then_raft_and_the_node_ends_well(node: Node) -> None:
+def test_sigterm_stops_gateway_watch_apply_raft_in_this_order_and_the_node_ends_well(node: Node) -> None:
     """Against the flow of a request, so that nobody loses the one it depends on."""
     node.start()
     pids = node.pids()
@@ -170,7 +170,7 @@ def test_sigterm_stops_watch_then_apply_then_raft_and_the_node_ends_well(node: N
     code, _ = node.wait()
     assert code == 0
     ends = [line.split() for line in (node.directory / "lives").read_text().splitlines() if " stopped " in line]
-    assert ends == [[name, "stopped", str(pids[name])] for name in ("watch", "apply", "raft")]
+    assert ends == [[name, "stopped", str(pids[name])] for name in ("gateway", "watch", "apply", "raft")]
     assert os.listdir(node.runtime) == [], "the run directory is removed"
     assert not any(node.pids()[name] for name in CHILDREN)
 
@@ -193,7 +193,7 @@ def test_a_signal_to_the_whole_foreground_group_reaches_the_supervisor_alone(nod
     node.start()
     pids = node.pids()
     groups = {os.getpgid(pid) for pid in pids.values()}
-    assert len(groups) == 4
+    assert len(groups) == 5
 
 
 def test_when_the_supervisor_is_killed_its_children_die_with_it(node: Node) -> None:
@@ -206,7 +206,7 @@ def test_when_the_supervisor_is_killed_its_children_die_with_it(node: Node) -> N
     node.wait()
     node.start()
     assert len(os.listdir(node.runtime)) == 1, "the run directory of the dead is cleaned up"
-    assert min(node.epochs()[3:]) > max(node.epochs()[:3]), "and no epoch is used twice"
+    assert min(node.epochs()[4:]) > max(node.epochs()[:4]), "and no epoch is used twice"
 
 
 def test_a_child_whose_parent_is_gone_before_it_could_ask_ends_itself(tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_systemd_is_told_when_clients_can_connect_and_when_it_stops(node: Node, 
         systemd.settimeout(10)
         node.start(wait=False, NOTIFY_SOCKET="@" + f"kvorum-test-{os.getpid()}")
         assert systemd.recv(100) == b"READY=1"
-        for step in (2, 3):
+        for step in (0, 2, 3):
             socket.create_connection(("127.0.0.1", node.port + step), 1).close()
         os.kill(node.pids()["supervisor"], signal.SIGTERM)
         assert systemd.recv(100) == b"STOPPING=1"
@@ -297,4 +297,4 @@ def test_a_failpoint_in_the_supervisor_is_only_another_way_to_die(node: Node) ->
     code, _ = node.wait()
     assert code == -signal.SIGKILL
     node.start()
-    assert sorted(node.epochs())[-3:] == [3, 4, 5]
+    assert sorted(node.epochs())[-4:] == [3, 4, 5, 6]

@@ -18,7 +18,7 @@ def test_nothing_set_is_a_node_of_its_own_with_etcds_ids() -> None:
     assert config.members == ((config.member_id, "default", "tcp://localhost:2380"),)
     assert config.peers == ()
     assert config.listen_native == "tcp://127.0.0.1:2381"
-    assert config.advertise_client_urls == (), "there is no gateway to send anybody to"
+    assert config.advertise_client_urls == ("http://127.0.0.1:2379",)
     assert (config.heartbeat_ms, config.election_ms) == (100, 1000)
     assert config.quota_backend_bytes == 2 << 30
     assert config.data_dir.endswith("/default.kvorum")

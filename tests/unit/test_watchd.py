@@ -248,6 +248,54 @@ def test_what_was_before_is_looked_up_only_once_somebody_asks_for_it(world: Worl
     assert prev == [(b"1", b""), (b"2", b"1"), (b"3", b"2")]
 
 
+def test_a_paused_stream_is_sent_nothing_and_goes_on_where_it_was(world: World) -> None:
+    """Others of the same connection go on."""
+    world.watch(b"c", key=b"k")
+    create = pb.WatchRequest(create_request=pb.WatchCreateRequest(key=b"k")).SerializeToString()
+    world.ask(
+        b"c",
+        wire.encode(Method.WATCH, Kind.STREAM_OPEN, 0, 2, b""),
+        wire.encode(Method.WATCH, Kind.STREAM_MESSAGE, 0, 2, create),
+        wire.encode(Method.WATCH, Kind.STREAM_PAUSE, 0, 1, b""),
+    )
+
+    def heard() -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {1: [], 2: []}
+        for record in world.inbox[b"c"]:
+            for event in pb.WatchResponse.FromString(record.payload).events:
+                found[record.id].append(event.kv.mod_revision)
+        return found
+
+    for i in range(3):
+        world.put(b"k", b"%d" % i)
+        world.settle(3)
+    assert heard() == {1: [], 2: [2, 3, 4]}
+    world.ask(b"c", wire.encode(Method.WATCH, Kind.STREAM_RESUME, 0, 1, b""))
+    world.put(b"k", b"last")
+    world.settle(3)
+    assert heard() == {1: [2, 3, 4, 5], 2: [2, 3, 4, 5]}
+
+
+def test_a_paused_stream_that_only_asks_is_closed_alone(world: World) -> None:
+    world.watch(b"c", key=b"k")
+    world.ask(b"c", wire.encode(Method.WATCH, Kind.STREAM_OPEN, 0, 2, b""))
+    world.ask(b"c", wire.encode(Method.WATCH, Kind.STREAM_PAUSE, 0, 2, b""))
+    create = pb.WatchRequest(create_request=pb.WatchCreateRequest(key=b"x")).SerializeToString()
+    for _ in range(1100):
+        world.ask(b"c", wire.encode(Method.WATCH, Kind.STREAM_MESSAGE, 0, 2, create))
+    closed = [record for record in world.inbox[b"c"] if record.kind == Kind.STREAM_CLOSE and record.id == 2]
+    assert closed
+    assert closed[0].status == 8
+    world.put(b"k", b"v")
+    world.settle(3)
+    assert [
+        e.kv.value
+        for record in world.inbox[b"c"]
+        if record.id == 1 and record.kind == Kind.STREAM_MESSAGE
+        for e in pb.WatchResponse.FromString(record.payload).events
+    ] == [b"v"]
+
+
 def test_changes_that_have_waited_together_are_delivered_together(world: World) -> None:
     world.watch(b"c", key=b"k")
     for i in range(10):

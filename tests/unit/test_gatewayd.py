@@ -1,0 +1,252 @@
+"""The gateway between an edge, an apply and a watch process that are only recorded here: what goes where, and what is
+said when somebody is gone. No sockets."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+import pytest
+
+from cluster.gatewayd import LOST, OWN, Gateway, methods
+from cluster.internal import Tick
+from cluster.links import Answers, Lost, Streamed
+from cluster.local_answers import LOCAL
+from cluster.metrics import GatewayBoard
+from kvorum import errors, wire
+from kvorum import etcd_pb2 as pb
+from kvorum.wire import Kind, Method
+from native import edge
+from native.edge import Batch
+
+
+class Said(NamedTuple):
+    """An answer at the edge."""
+
+    kind: int
+    status: int
+    payload: bytes
+
+
+class Front:
+    """An edge that has what the test gives it."""
+
+    def __init__(self) -> None:
+        self.batches: deque[Batch] = deque()
+        self.said: dict[int, list[Said]] = {}
+        self.failed: list[int] = []
+
+    def poll(self, timeout: float = 0) -> Batch:
+        return self.batches.popleft() if self.batches else Batch(b"", 0, [], b"")
+
+    def deliver(self, batch: bytes) -> int:
+        for record in wire.decode(batch):
+            if record.id & OWN:
+                continue  # no call of the edge's
+            self.said.setdefault(record.id, []).append(Said(record.kind, record.status, record.payload))
+        return 0
+
+    def fail(self, status: int, text: str, *, method: int = 0) -> int:
+        self.failed.append(method)
+        return 0
+
+
+class Link:
+    """Apply and watch that note what they are sent. `room` False: they take nothing."""
+
+    def __init__(self) -> None:
+        self.arriving: deque[Tick | Answers | Streamed | Lost] = deque()
+        self.apply: list[wire.Record] = []
+        self.watch: list[wire.Record] = []
+        self.room = True
+
+    def receive(self) -> list[Tick | Answers | Streamed | Lost]:
+        items = list(self.arriving)
+        self.arriving.clear()
+        return items
+
+    def to_apply(self, frame: bytes) -> bool:
+        if self.room:
+            self.apply += wire.decode(frame)
+        return self.room
+
+    def to_watch(self, frame: bytes) -> bool:
+        if self.room:
+            self.watch += wire.decode(frame)
+        return self.room
+
+
+class World:
+    def __init__(self) -> None:
+        self.front, self.link, board = Front(), Link(), GatewayBoard()
+        board.open(None)
+        self.gateway = Gateway(self.front, self.link, board)
+
+    def event(self, kind: int, id: int, *, method: int = 0, payload: bytes = b"", status: int = 0) -> None:
+        self.front.batches.append(Batch(b"", 0, [(id, 0, 0, len(payload), 0, kind, method, status)], payload))
+        self.gateway.turn()
+
+    def calls(self, *records: bytes) -> None:
+        self.front.batches.append(Batch(b"".join(records), len(records), [], b""))
+        self.gateway.turn()
+
+    def arrives(self, item: Tick | Answers | Streamed | Lost) -> None:
+        self.link.arriving.append(item)
+        self.gateway.turn()
+
+    def applied(self, to: wire.Record, payload: bytes, status: int = 0) -> None:
+        self.arrives(Answers(wire.encode(to.method, Kind.REPLY, status, to.id, payload)))
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+CALL = 5 << 32 | 7
+
+
+def local(path: str) -> int:
+    return next(number for number, one in LOCAL.items() if one.path == path)
+
+
+def test_plain_calls_go_to_apply_and_their_answers_back_as_they_are(world: World) -> None:
+    put = wire.encode(Method.PUT, Kind.CALL, 0, CALL, b"a put")
+    world.calls(put)
+    assert world.link.apply == wire.decode(put)
+    world.arrives(Answers(wire.encode(Method.PUT, Kind.REPLY, 0, CALL, b"its answer")))
+    assert world.front.said == {CALL: [Said(Kind.REPLY, 0, b"its answer")]}
+
+
+def test_what_apply_has_no_room_for_waits_and_the_edge_is_not_asked_meanwhile(world: World) -> None:
+    world.link.room = False
+    world.calls(wire.encode(Method.PUT, Kind.CALL, 0, CALL, b"1"))
+    assert world.gateway.stuck
+    world.calls(wire.encode(Method.PUT, Kind.CALL, 0, CALL + 2, b"2"))
+    assert len(world.front.batches) == 1
+    world.link.room = True
+    world.gateway.turn()
+    assert [record.payload for record in world.link.apply] == [b"1", b"2"]
+    assert not world.gateway.stuck
+
+
+def test_a_call_with_credentials_is_passed_on_too(world: World) -> None:
+    world.event(edge.CALL, CALL, method=Method.RANGE, payload=b"a range", status=edge.TOKEN)
+    assert world.link.apply == [wire.Record(Method.RANGE, Kind.CALL, 0, CALL, b"a range")]
+
+
+def test_whoever_requires_a_leader_is_told_when_there_is_none(world: World) -> None:
+    for _ in range(5):
+        world.arrives(Tick())
+    (status,) = world.link.apply
+    assert status.id & OWN
+    world.applied(status, pb.StatusResponse(leader=0).SerializeToString())
+    no_leader = Said(edge.END, errors.NoLeader.code, errors.NoLeader.text.encode())
+    world.event(edge.CALL, CALL, method=Method.RANGE, status=edge.HAS_LEADER)
+    world.event(edge.BEGUN, CALL + 2, method=Method.WATCH, status=edge.HAS_LEADER)
+    assert world.front.said == {CALL: [no_leader], CALL + 2: [no_leader]}
+    world.event(edge.CALL, CALL + 4, method=Method.RANGE)
+    assert world.link.apply[-1].id == CALL + 4, "who doesn't ask for one may read what is here"
+
+
+def test_a_watch_stream_is_a_stream_of_ours(world: World) -> None:
+    world.event(edge.BEGUN, CALL, method=Method.WATCH)
+    world.event(edge.MESSAGE, CALL, payload=b"create")
+    world.arrives(Streamed(b""))
+    world.arrives(Streamed(wire.encode(Method.WATCH, Kind.STREAM_MESSAGE, 0, CALL, b"created")))
+    world.event(edge.HALF_CLOSED, CALL)
+    assert [(record.kind, record.payload) for record in world.link.watch] == [
+        (Kind.STREAM_OPEN, b""),
+        (Kind.STREAM_MESSAGE, b"create"),
+    ], "it goes on after its client has said all"
+    world.event(edge.CANCELLED, CALL, status=1)
+    assert world.link.watch[-1].kind == Kind.STREAM_CLOSE
+    assert world.front.said == {CALL: [Said(edge.SEND, 0, b"created")]}
+
+
+def test_a_watch_whose_reader_is_slow_is_paused(world: World) -> None:
+    world.event(edge.BEGUN, CALL, method=Method.WATCH)
+    world.event(edge.BLOCKED, CALL)
+    world.event(edge.WRITABLE, CALL)
+    world.event(edge.BLOCKED, CALL + 2)
+    assert [record.kind for record in world.link.watch[1:]] == [Kind.STREAM_PAUSE, Kind.STREAM_RESUME]
+
+
+def test_a_connection_that_closes_takes_its_streams_along(world: World) -> None:
+    world.event(edge.BEGUN, CALL, method=Method.WATCH)
+    world.event(edge.BEGUN, CALL + 2, method=Method.LEASE_KEEP_ALIVE)
+    world.event(edge.BEGUN, CALL + (1 << 32), method=Method.WATCH)
+    world.event(edge.CLOSED, 5 << 32)
+    assert [record.id for record in world.link.watch if record.kind == Kind.STREAM_CLOSE] == [CALL]
+    world.arrives(Lost("watch"))
+    assert list(world.front.said) == [CALL + (1 << 32)]
+
+
+def test_a_lease_stream_ends_when_all_is_answered(world: World) -> None:
+    world.event(edge.BEGUN, CALL, method=Method.LEASE_KEEP_ALIVE)
+    world.event(edge.MESSAGE, CALL, payload=b"1")
+    world.event(edge.MESSAGE, CALL, payload=b"2")
+    world.event(edge.HALF_CLOSED, CALL)
+    one, two = world.link.apply
+    assert (one.method, one.payload, two.payload) == (Method.LEASE_KEEP_ALIVE, b"1", b"2")
+    world.applied(one, b"first")
+    assert world.front.said == {CALL: [Said(edge.SEND, 0, b"first")]}
+    world.applied(two, b"second")
+    assert world.front.said[CALL][1:] == [Said(edge.SEND, 0, b"second"), Said(edge.END, 0, b"")]
+
+
+def test_a_renewal_that_fails_ends_its_stream_with_the_reason(world: World) -> None:
+    world.event(edge.BEGUN, CALL, method=Method.LEASE_KEEP_ALIVE)
+    for payload in (b"1", b"2"):
+        world.event(edge.MESSAGE, CALL, payload=payload)
+    one, two = world.link.apply
+    world.applied(one, b"no leader", status=14)
+    world.applied(two, b"late")
+    assert world.front.said == {CALL: [Said(edge.END, 14, b"no leader")]}
+
+
+def test_when_apply_is_gone_everything_under_way_there_is_told(world: World) -> None:
+    world.event(edge.BEGUN, CALL, method=Method.LEASE_KEEP_ALIVE)
+    world.event(edge.MESSAGE, CALL, payload=b"1")
+    world.event(edge.BEGUN, CALL + 2, method=Method.WATCH)
+    world.arrives(Lost("apply"))
+    assert Method.PUT in world.front.failed
+    assert Method.WATCH not in world.front.failed
+    assert world.front.said == {CALL: [Said(edge.END, LOST.code, LOST.text.encode())]}
+
+
+def test_what_is_answered_here_has_the_header_of_a_read(world: World) -> None:
+    world.event(edge.CALL, CALL, method=local("/etcdserverpb.Auth/AuthStatus"))
+    (read,) = world.link.apply
+    header = pb.ResponseHeader(cluster_id=1, member_id=2, revision=3, raft_term=4)
+    world.applied(read, pb.RangeResponse(header=header).SerializeToString())
+    ((said,),) = world.front.said.values()
+    assert pb.AuthStatusResponse.FromString(said.payload) == pb.AuthStatusResponse(header=header, authRevision=1)
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "text"),
+    [
+        ("/etcdserverpb.Auth/Authenticate", 9, b"etcdserver: authentication is not enabled"),
+        ("/etcdserverpb.Auth/AuthEnable", 9, b"etcdserver: root user does not exist"),
+        ("/etcdserverpb.Cluster/MemberAdd", 12, b"kvorum: members are fixed"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_with_the_reason(world: World, path: str, code: int, text: bytes) -> None:
+    world.event(edge.CALL, CALL, method=local(path))
+    ((said,),) = world.front.said.values()
+    assert (said.kind, said.status, said.payload[: len(text)]) == (edge.END, code, text)
+
+
+def test_requests_that_are_none_and_paths_that_nobody_knows(world: World) -> None:
+    world.event(edge.CALL, CALL, method=local("/etcdserverpb.Maintenance/Alarm"), payload=b"\xff")
+    world.event(edge.UNKNOWN, CALL + 2, payload=b"/etcdserverpb.KV/Nothing")
+    world.event(edge.UNKNOWN, CALL + 4, payload=b"/nobody.Nothing/At")
+    assert [said.status for (said,) in world.front.said.values()] == [errors.Malformed.code, 12, 12]
+    assert world.front.said[CALL + 2][0].payload == b"unknown method Nothing for service etcdserverpb.KV"
+    assert world.front.said[CALL + 4][0].payload == b"unknown service nobody.Nothing"
+
+
+def test_the_table_has_every_path_once() -> None:
+    table = methods()
+    assert len({one.path for one in table}) == len({one.number for one in table}) == len(table)
