@@ -180,7 +180,7 @@ class _Connection:
         self.advance()
         if self.closing:
             return
-        if self.exchange is not None and self.http.their_state is h11.DONE and self.held > AHEAD_BYTES_MAX:
+        if self.exchange is not None and self.whole and self.held > AHEAD_BYTES_MAX:
             ahead = len(self.http.trailing_data[0])
             if ahead > AHEAD_BYTES_MAX and self.exchange.started:
                 self.close()  # for an answer without an end
@@ -188,6 +188,11 @@ class _Connection:
                 self.paused = True
                 self.owner.tell(edge.PAUSE, self.id)
         self.owner.watch_over(self)
+
+    @property
+    def whole(self) -> bool:
+        """The request has come to its end, and none begins before it is answered."""
+        return self.http.their_state not in (h11.IDLE, h11.SEND_BODY)
 
     def hold(self, more: int) -> None:
         self.held += more
@@ -199,16 +204,12 @@ class _Connection:
             return
         self.running = True
         try:
-            while not self.closing and not (self.blocked and self.exchange is None):
+            while not self.closing and not (self.blocked if self.exchange is None else self.whole):
                 event = self.http.next_event()
                 if event is h11.NEED_DATA:
                     self._need_data()
                     break
-                if event is h11.PAUSED:
-                    if self.exchange is not None:
-                        break
-                    self._next()
-                elif isinstance(event, h11.Request):
+                if isinstance(event, h11.Request):
                     self._begin(event)
                 elif isinstance(event, h11.Data):
                     if self.taker is not None:
@@ -263,7 +264,9 @@ class _Connection:
         self.exchange = self.taker = None
         if self.http.our_state is not h11.DONE or self.http.their_state is not h11.DONE:
             self.close()
-        elif not self.running:
+            return
+        self._next()
+        if not self.running:
             self.advance()
             self.owner.watch_over(self)
 

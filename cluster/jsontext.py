@@ -15,6 +15,7 @@ from __future__ import annotations
 import binascii
 import json
 import re
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -257,12 +258,12 @@ class Objects:
         """Bytes held of what isn't whole yet."""
         return len(self._bytes)
 
-    def feed(self, data: bytes) -> list[bytes]:
+    def feed(self, data: bytes) -> Iterator[bytes]:
         """The objects that are whole now. Raises BadJson where something else stands, after which it is of no use."""
         self._bytes += data
-        held, found, begin = self._bytes, [], 0
+        held, begin = self._bytes, 0
         while self._at < len(held):
-            if not self._depth and not self._quoted:
+            if not self._depth:
                 begin = self._at = _SPACE.match(held, self._at).end()  # type: ignore[union-attr]  # matches nothing, too
                 if begin < len(held) and held[begin] not in b"{[":
                     raise BadJson(f"invalid character '{chr(held[begin])}' looking for beginning of value")
@@ -281,11 +282,10 @@ class Objects:
             else:
                 self._depth -= 1
                 if not self._depth:
-                    found.append(bytes(held[begin : self._at]))
+                    yield bytes(held[begin : self._at])
                     begin = self._at
         del held[:begin]
         self._at -= begin
-        return found
 
 
 _SPACE = re.compile(rb"[ \t\r\n]*")

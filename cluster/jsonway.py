@@ -342,6 +342,11 @@ class JsonWay:
         """Connections."""
         return len(self._connections)
 
+    @property
+    def held(self) -> int:
+        """Bytes of requests that have no answer."""
+        return self._connections.held
+
     def event(self, id: int, kind: int, data: bytes) -> None:
         self._connections.event(id, kind, data)
         if id in self._over2 and kind in (edge.BLOCKED, edge.WRITABLE):
