@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import zmq
 from google.protobuf.message import DecodeError, Message
@@ -31,7 +31,6 @@ from cluster import metrics
 from cluster.config import NodeConfig
 from cluster.exits import Exit
 from cluster.internal import Tick
-from cluster.jsonway import JsonWay
 from cluster.links import Answers, GatewayLink, Lost, Streamed
 from cluster.local_answers import LOCAL, Local
 from cluster.metrics import GatewayBoard
@@ -42,6 +41,9 @@ from kvorum.errors import Code
 from kvorum.wire import Kind, Method
 from native import edge
 from native.edge import Batch, Edge
+
+if TYPE_CHECKING:
+    from cluster.jsonway import JsonWay
 
 OWN = 1 << 31
 """In the lower half of a call's id: made here."""
@@ -106,7 +108,8 @@ class Gateway:
         tick_seconds: float = 0.1,
     ) -> None:
         self.front, self.link, self.board = front, link, board
-        self.json = JsonWay(self, message_max, metrics_url, tick_seconds)
+        self._json: JsonWay | None = None
+        self._for_json = message_max, metrics_url, tick_seconds
         self.has_leader = True
         self._ticks = 0
         self._last_own = 0
@@ -119,6 +122,15 @@ class Gateway:
         self._to_watch: list[bytes] = []
         self._answers: list[bytes] = []
         self._unsent: dict[str, bytes] = {}  # a frame that apply, or watch, has no room for yet
+
+    @property
+    def json(self) -> JsonWay:
+        """Loaded when somebody first comes by HTTP/1.1: 3 MB that a node whose clients speak gRPC can do without."""
+        if self._json is None:
+            from cluster.jsonway import JsonWay
+
+            self._json = JsonWay(self, *self._for_json)
+        return self._json
 
     @property
     def stuck(self) -> bool:
@@ -263,18 +275,22 @@ class Gateway:
                 self.json.event(id, kind, data[at : at + length])
             elif kind in (edge.CANCELLED, edge.CLOSED):
                 self._cancelled(id, connection=kind == edge.CLOSED)
-                self.json.event(id, kind, b"")
+                self._tell_json(id, kind)
             elif kind in (edge.BLOCKED, edge.WRITABLE):
                 self._blocked(id, kind == edge.BLOCKED)
-                self.json.event(id, kind, b"")
+                self._tell_json(id, kind)
             elif kind == edge.HALF_CLOSED:
                 self._half_closed(id)
-                self.json.event(id, kind, b"")
+                self._tell_json(id, kind)
             elif kind == edge.UNKNOWN:
                 self.end(id, Code.UNIMPLEMENTED, _unknown(data[at : at + length].decode("utf-8", "replace")))
             elif kind == edge.REQUEST:
                 end = at + length
                 self.json.request(id, data[end : end + extra].decode("latin-1"), data[at:end])
+
+    def _tell_json(self, id: int, kind: int) -> None:
+        if self._json is not None:
+            self._json.event(id, kind, b"")
 
     def _call(self, call: Call, flags: int) -> None:
         self.board.calls.add()
@@ -375,7 +391,8 @@ class Gateway:
 
     def _tick(self) -> None:
         self._ticks += 1
-        self.json.tick()
+        if self._json is not None:
+            self._json.tick()
         if self._ticks % STATUS_TICKS == 0:
             self.ask(Method.STATUS, pb.StatusRequest(), self._told_status)
         self.board.streams.set(len(self._watches) + len(self._renewals))

@@ -113,8 +113,9 @@ class Later:
 
 
 class _Exchange:
-    def __init__(self, connection: _Connection) -> None:
+    def __init__(self, connection: _Connection, method: str) -> None:
         self._connection: _Connection | None = connection
+        self._bodyless = method == "HEAD"
         self.started = False
 
     def answer(
@@ -123,7 +124,7 @@ class _Exchange:
         kind = [("Content-Type", content_type)] if content_type else []
         fields = [*ALWAYS, *kind, *headers, ("Date", _date()), ("Content-Length", str(len(body)))]
         if self._connection is not None:
-            self._connection.send(self._head(status, fields), h11.Data(data=body))
+            self._connection.send(self._head(status, fields), h11.Data(data=b"" if self._bodyless else body))
             self.finish()
 
     def start(self, headers: Iterable[tuple[str, str]] = ()) -> None:
@@ -163,7 +164,7 @@ class _Connection:
         self.exchange: _Exchange | None = None
         self.taker: Taker | None = None
         self.held = 0  # bytes of requests that aren't answered
-        self.blocked = self.paused = self.running = self.closing = self.ended = False
+        self.blocked = self.paused = self.running = self.closing = False
 
     # ---- in
 
@@ -174,8 +175,6 @@ class _Connection:
         if self.owner.held > HELD_BYTES_MAX and self.held > len(data):
             self.refuse(503)
             return
-        if not data:
-            self.ended = True
         self.http.receive_data(data)
         self.advance()
         if self.closing:
@@ -233,7 +232,7 @@ class _Connection:
     def _begin(self, event: h11.Request) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
         request = Request(event.method.decode("ascii"), event.target.decode("latin-1"), headers)
-        self.exchange = exchange = _Exchange(self)
+        self.exchange = exchange = _Exchange(self, request.method)
         taker = self.owner.route(request, exchange)
         if self.exchange is exchange:
             self.taker = taker

@@ -23,6 +23,8 @@ from google.protobuf.message import Message
 
 DEPTH_MAX = 100
 """Messages within messages, in a request."""
+VALUES_MAX = 200_000
+"""About how many values a request may have, known or not: as many as are parsed in a tenth of a second."""
 
 
 class BadJson(ValueError):
@@ -90,6 +92,8 @@ _WRITERS: dict[int, Any] = {
 def message_of(text: bytes, kind: type[Message]) -> Message:
     """The message that the text begins with; what follows is ignored. No text is the empty message. Raises BadJson."""
     message = kind()
+    if len(text) > VALUES_MAX and text.count(b",") + text.count(b"[") + text.count(b"{") > VALUES_MAX:
+        raise BadJson("json: too many values")
     decoded = text.decode("utf-8", "replace").lstrip(" \t\r\n")
     if decoded:
         try:
@@ -225,6 +229,7 @@ def _bytes(value: Any) -> bytes:
     """Base64 in either alphabet, padded or not, as etcd from 3.6 on. Anything else is refused, not guessed at."""
     if not isinstance(value, str):
         _mismatch(value, "[]uint8")
+    value = value.replace("\n", "").replace("\r", "")  # as Go does: many a tool breaks its lines
     bare = value.rstrip("=") if len(value) % 4 == 0 else value
     wrong = _NOT_BASE64.search(bare)
     if wrong or len(bare) % 4 == 1 or len(value) - len(bare) > 2:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 FETCHES_MAX = 16
 """Who wants /metrics while so many wait for it is told to come back."""
 FETCH_SECONDS = 5.0
+FIELDS_MAX = 64
+"""In a query."""
 
 Page = tuple[int, str, bytes]
 """Status, content type, body."""
@@ -42,7 +44,11 @@ class Pages:
 
     def get(self, method: str, target: str, exchange: Exchange) -> None:
         path, _, query_text = target.partition("?")
-        query = parse_qs(query_text, keep_blank_values=True)
+        try:
+            query = parse_qs(query_text, keep_blank_values=True, max_num_fields=FIELDS_MAX)
+        except ValueError as error:
+            _give(exchange, (400, TEXT, f"{error}\n".encode()))
+            return
         if path == "/metrics":
             self._metrics.fetch(lambda page: _give(exchange, page))
         elif path == "/version":

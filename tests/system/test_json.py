@@ -317,7 +317,8 @@ def test_the_ill_behaved_disturb_nobody(cluster: Cluster) -> None:
     asker = Asker(port)
     large = {"key": b64("large"), "value": b64("z" * 1_000_000)}
     assert asker.post("kv/put", large)[0] == 200
-    one = f'POST /v3/kv/range HTTP/1.1\r\nHost: a\r\nContent-Length: {len(b64("large")) + 10}\r\n\r\n{{"key":"{b64("large")}"}}'
+    body = f'{{"key":"{b64("large")}"}}'
+    one = f"POST /v3/kv/range HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n{body}"
     held = []
     try:
         for said in (
@@ -326,7 +327,7 @@ def test_the_ill_behaved_disturb_nobody(cluster: Cluster) -> None:
             b"POST /v3/kv/put HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999\r\n\r\n{",
             b"POST /v3/watch HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nfff\r\n{",
             b"GET /version HTTP/1.1\r\nHost: " + b"a" * 100_000,
-            one.encode() * 200,  # 270 MB of answers, of which nobody reads one
+            one.encode() * 200,  # 270 MB of answers for each, of which they read nothing
         ):
             for _ in range(10):
                 connection = socket.create_connection(("127.0.0.1", port), timeout=WAIT)

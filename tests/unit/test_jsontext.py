@@ -76,6 +76,7 @@ def test_anything_is_a_message_or_refused(text: str, kind: type[Message]) -> Non
         ('{"limit":7.0}', pb.RangeRequest(limit=7)),
         ('{"limit":null,"nobody":{"x":[1]}}', pb.RangeRequest()),
         ('{"rangeEnd":"_-8=","range_end":"/+8="}', pb.RangeRequest(range_end=b"\xff\xef")),
+        ('{"key":"Zm9v\\nZm9v\\r\\n"}', pb.RangeRequest(key=b"foofoo")),
         ('{"key":"_-8"}', pb.RangeRequest(key=b"\xff\xef")),
         ('{"sort_order":"DESCEND","sortTarget":4}', pb.RangeRequest(sort_order=2, sort_target=4)),
         ('{"keys_only":true} and what follows', pb.RangeRequest(keys_only=True)),
@@ -112,7 +113,10 @@ def test_mistakes_as_etcd_calls_them(text: str, said: str) -> None:
     assert str(raised.value) == said
 
 
-@pytest.mark.parametrize("text", ["[" * 200_000, '{"compare":' * 50_000, '{"limit":' + "9" * 10_000 + "}"])
+MONSTERS = ["[" * 200_000, '{"compare":' * 50_000, '{"limit":' + "9" * 10_000 + "}", '{"x":[' + "[]," * 200_000]
+
+
+@pytest.mark.parametrize("text", MONSTERS, ids=["brackets", "messages", "digits", "values"])
 def test_monsters_are_refused(text: str) -> None:
     with pytest.raises(BadJson):
         message_of(text.encode(), pb.TxnRequest if "compare" in text else pb.RangeRequest)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import zip_longest
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cluster import http1
 from cluster.http1 import AHEAD_BYTES_MAX, HEAD_BYTES_MAX
@@ -264,6 +267,50 @@ def test_what_is_no_http_gets_a_status_and_the_end(world: World, client: Client,
     world.event(edge.CLOSED, CONNECTION)
     world.applied(world.link.apply[0], b"")
     assert said(other.got()) == (200, b"{}")
+
+
+PIECES = st.lists(
+    st.binary(max_size=30)
+    | st.sampled_from(
+        [
+            *(b"GET /version HTTP/1.1\r\nHost: a\r\n\r\n", b"POST /v3/kv/put HTTP/1.1\r\nHost: a\r\n", b"\r\n"),
+            *(b"Content-Length: 2\r\n\r\n", b"{}", b"Transfer-Encoding: chunked\r\n\r\n", b"2\r\n{}\r\n", b"0\r\n\r\n"),
+            *(b"POST /v3/watch HTTP/1.1\r\nHost: a\r\n", b"Expect: 100-continue\r\n", b"Upgrade: websocket\r\n"),
+            *(b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", b"Connection: close\r\n", b"HEAD /health HTTP/1.0\r\n\r\n"),
+            *(b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /readyz?%ff=&&=x HTTP/1.1\r\nHost: a\r\n\r\n"),
+        ]
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(PIECES, st.lists(st.sampled_from(["tick", "answer", "blocked", "writable", "half", "lost"]), max_size=12))
+def test_whatever_comes_everybody_else_is_served(pieces: list[bytes], between: list[str]) -> None:
+    world = World()
+    client, other = Client(world), Client(world, OTHER)
+    half = False
+    for piece, then in zip_longest(pieces, between):
+        if piece and not half:
+            client.send(piece)
+        if then == "tick":
+            world.arrives(Tick())
+        elif then == "answer" and world.link.apply:
+            world.applied(world.link.apply[-1], b"")
+        elif then in ("blocked", "writable", "half"):
+            kind = {"blocked": edge.BLOCKED, "writable": edge.WRITABLE, "half": edge.HALF_CLOSED}[then]
+            world.event(kind, CONNECTION)
+            half |= then == "half"
+        elif then == "lost":
+            world.arrives(Lost("apply"))
+            world.arrives(Lost("watch"))
+    other.get("/version")
+    assert said(other.got())[0] == 200
+    world.event(edge.CLOSED, CONNECTION)
+    assert world.gateway.json.held == 0
+    assert len(world.gateway.json) == 1
+    opened = [record.kind for record in world.link.watch]
+    assert opened.count(Kind.STREAM_OPEN) - opened.count(Kind.STREAM_CLOSE) in (0, between.count("lost"))
 
 
 def test_a_request_that_never_becomes_whole_ends(world: World, client: Client) -> None:
