@@ -422,7 +422,7 @@ class Applyd:
         if len(payload) > self.limits.max_request_bytes:
             raise errors.RequestTooLarge
         if serializable and not self._reads.fresh:
-            self._read(caller, payload)
+            self.read(caller, payload)
         elif self._reads.waiting >= READS_MAX or self._reads.bytes + len(payload) > READS_BYTES_MAX:
             raise errors.TooManyRequests
         else:
@@ -492,13 +492,13 @@ class Applyd:
             if isinstance(caller, Confirmation):
                 self._landlord.confirmed(caller)
             else:
-                self._read(caller, payload)
+                self.read(caller, payload)
         if ripe:
             self.board.ranges.add(len(ripe))
         if not self._reads.fresh:
             self.feed.caught_up(self.status.term)
 
-    def _read(self, caller: Caller, payload: bytes, *, due: bool = False) -> None:
+    def read(self, caller: Caller, payload: bytes, *, due: bool = False) -> None:
         """Answer from the store as it is, at once or, if it takes long, slice by slice; or, unless it is `due`, when
         there is room for the answer."""
         if not (due or self._outbox.calm or self._outbox.may_read(caller, payload)):
@@ -508,11 +508,13 @@ class Applyd:
         if caller.method == Method.MEMBER_LIST:
             self._reply_members(caller)
             return
-        if caller.method == Method.LEASE_LEASES:
-            self.reply(caller, Result(0, self.keyspace.revision, self._landlord.all_leases()))
-            return
         try:
-            result = self.keyspace.read(caller.method, payload)
+            if caller.method == Method.LEASE_LEASES:
+                result = self.keyspace.sliced(self.keyspace.leases.listed())
+            elif caller.method == Method.LEASE_TIME_TO_LIVE:
+                result = self._landlord.with_keys(payload)
+            else:
+                result = self.keyspace.read(caller.method, payload)
         except errors.KvorumError as error:
             self.fail(caller, error)
             return
@@ -655,7 +657,7 @@ class Applyd:
 
     def _background(self) -> None:
         for caller, payload in self._outbox.due():
-            self._read(caller, payload, due=True)
+            self.read(caller, payload, due=True)
         for _ in range(min(SCANS_PER_TURN, len(self._scans))):
             caller, scan = self._scans.popleft()
             result = scan.step()

@@ -20,7 +20,9 @@ paused at the watch process, which serves it from history when it reads again.
 
 from __future__ import annotations
 
+import struct
 import sys
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -35,12 +37,14 @@ from cluster.links import Answers, GatewayLink, Lost, Streamed
 from cluster.local_answers import LOCAL, Local
 from cluster.metrics import GatewayBoard
 from cluster.process import Process
+from cluster.streams import SHARE_HEAD, SHARES
 from kvorum import errors, wire
 from kvorum import etcd_pb2 as pb
 from kvorum.errors import Code
 from kvorum.wire import Kind, Method
 from native import edge
 from native.edge import Batch, Edge
+from storage.codec import int_field
 
 if TYPE_CHECKING:
     from cluster.jsonway import JsonWay
@@ -72,6 +76,7 @@ class Front(Protocol):
 
     def poll(self, timeout: float = 0) -> Batch: ...
     def deliver(self, batch: bytes) -> int: ...
+    def fan_out(self, payload: bytes, calls: array[int], suffixes: bytes, ends: array[int]) -> int: ...
     def fail(self, status: int, text: str, *, method: int = 0) -> int: ...
 
 
@@ -320,7 +325,7 @@ class Gateway:
             self.end(id, errors.NoLeader.code, errors.NoLeader.text)
         elif method == Method.WATCH:
             self._watches[id] = None
-            self._to_watch.append(wire.encode(Method.WATCH, Kind.STREAM_OPEN, 0, id, b""))
+            self._to_watch.append(wire.encode(Method.WATCH, Kind.STREAM_OPEN, 0, id, SHARES))
         else:
             self._renewals[id] = 0
 
@@ -377,6 +382,9 @@ class Gateway:
     def _streamed(self, frame: bytes) -> None:
         if not frame:
             return  # watch asks whether we are there
+        if frame[5] == Kind.STREAM_SHARE:
+            self._share(frame)
+            return
         self.front.deliver(frame)
         if frame[5] == Kind.STREAM_CLOSE:  # goes alone
             for record in wire.decode(frame):
@@ -386,6 +394,18 @@ class Gateway:
             for record in wire.decode(frame):
                 if record.id & OWN:
                     self._answer(record.kind, record.id, record.payload, record.status)
+
+    def _share(self, frame: bytes) -> None:
+        """One message to many streams; each has its own watch_id at its end, as the order of fields means nothing."""
+        (count,) = SHARE_HEAD.unpack_from(frame, wire.HEADER.size)
+        at = wire.HEADER.size + SHARE_HEAD.size
+        end = at + 16 * count
+        suffixes, ends, calls = b"", array("I"), array("Q")
+        for id, watch_id in struct.iter_unpack("<Qq", frame[at:end]):
+            calls.append(id)
+            suffixes += int_field(b"\x10", watch_id)
+            ends.append(len(suffixes))
+        self.front.fan_out(frame[end:], calls, suffixes, ends)
 
     # ---- time
 

@@ -13,6 +13,7 @@ process: its clock, its conversation with raft, its answers.
 from __future__ import annotations
 
 import random
+import struct
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -28,10 +29,13 @@ from kvorum import errors
 from kvorum import etcd_pb2 as pb
 from kvorum.wire import Method
 from storage import codec, leases
-from storage.keyspace import Keyspace, Result
+from storage.keyspace import Keyspace, Result, Scan
 
 PATIENCE_SECONDS = 10.0
 """After that long, what was decided and not done is decided again. A proposal is repeated by itself much sooner."""
+
+
+_WHOSE = struct.Struct("<q")
 
 
 class Host(Protocol):
@@ -55,6 +59,10 @@ class Host(Protocol):
 
     def confirm(self, caller: Caller) -> None:
         """Ask for a read index; `confirmed` or `unconfirmed` is called with `caller` when the answer is known."""
+        ...
+
+    def read(self, caller: Caller, payload: bytes) -> None:
+        """Answer from the store, when there is room for the answer: `with_keys` is called with `payload`."""
         ...
 
     def reply(self, caller: Caller, result: Result) -> None: ...
@@ -215,13 +223,6 @@ class Landlord:
         if not self.calls.add(Call(caller, what, lease, keys, self._host.ticks)):
             raise errors.TooManyRequests
 
-    def all_leases(self) -> bytes:
-        """LeaseLeasesResponse without its header: the ids, in order."""
-        body: bytes = pb.LeaseLeasesResponse(
-            leases=[pb.LeaseStatus(ID=id) for id in sorted(self._leases.granted)]
-        ).SerializeToString()
-        return body
-
     def confirmed(self, caller: Confirmation) -> None:
         """This member led after the calls had arrived, and has applied all that was committed then."""
         confirming = self._confirming.pop(caller.id)
@@ -246,8 +247,14 @@ class Landlord:
         else:
             body += codec.int_field(b"\x20", granted)
             if call.keys and left >= 0:
-                body += b"".join([codec.field(b"\x2a", key) for key in self._leases.keys(call.lease)])
+                self._host.read(call.caller, _WHOSE.pack(call.lease) + body)
+                return
         self._host.reply(call.caller, Result(0, self._host.keyspace.revision, body))
+
+    def with_keys(self, payload: bytes) -> Result | Scan:
+        """What the lessor said, as `_tell` has put it down, and the keys that the lease has now."""
+        (lease,) = _WHOSE.unpack_from(payload)
+        return self._host.keyspace.sliced(self._leases.attached(lease, payload[_WHOSE.size :]))
 
     # ---- the other members
 

@@ -33,14 +33,16 @@ import heapq
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import NamedTuple
 
 from storage.leases import Changes, Leases
 from storage.leases import Lessor as Named
 
 SLICE = 20_000
 """Leases taken over, or looked at, in one call."""
-EXPIRE_MAX = 1000
-"""Leases ended by one entry of the log: a few tens of milliseconds of work for every member."""
+EXPIRE_WORK = 500
+"""Leases and keys of theirs that one entry of the log ends: 10 to 20 ms of work for every member. A lease with more
+keys than that has an entry of its own, since its keys go at one revision."""
 PAUSE_SECONDS = 1.0
 """A gap between two calls that counts as a pause; nothing expires for as long after it."""
 CHECKPOINT_SECONDS = 300.0
@@ -48,6 +50,13 @@ CHECKPOINT_MAX = 1000
 """A lease longer than 5 minutes has what is left of it written down every 5 minutes, 1000 leases at a time (etcd)."""
 
 _MASK = (1 << 64) - 1
+
+
+class _Decided(NamedTuple):
+    """A lease is to be ended, says an entry proposed at `since`. `work`: it and its keys, as far as they count."""
+
+    since: float
+    work: int
 
 
 class Lessor:
@@ -60,7 +69,8 @@ class Lessor:
         self._deadlines: dict[int, int] = {}  # ms, by id
         self._heap: list[int] = []  # deadline ms << 64 | id, as one number: a third of a tuple's size
         self._taking_over: Iterator[int] = iter(())
-        self._expiring: dict[int, float] = {}  # when it was decided, by id
+        self._expiring: dict[int, _Decided] = {}  # by id
+        self._work = 0  # of those that are expiring
         self._last = 0.0
         self._not_before = 0.0
         self._checkpoint_at = 0.0
@@ -73,7 +83,7 @@ class Lessor:
         """This process is the lessor now, says the store."""
         self.stop()
         if self._named != self._leases.lessor:
-            self._expiring = {}  # else what was decided before a break may still come
+            self._expiring, self._work = {}, 0  # else what was decided before a break may still come
         self._named = self._leases.lessor
         self.leading = True
         self._last = self._not_before = now
@@ -88,7 +98,9 @@ class Lessor:
     def changed(self, changes: Changes, now: float) -> None:
         """A turn has been committed."""
         for id, ttl in changes.granted.items():
-            self._expiring.pop(id, None)
+            decided = self._expiring.pop(id, None)
+            if decided is not None:
+                self._work -= decided.work
             self._deadlines.pop(id, None)  # what the heap still says of it is passed over
             if ttl is not None and self.leading:
                 self._set(id, now + ttl)  # sooner, perhaps, than in the life before
@@ -140,7 +152,7 @@ class Lessor:
     # ---- time
 
     def advance(self, now: float) -> list[int]:
-        """The leases that are to be ended now, at most EXPIRE_MAX; they are expiring from now on."""
+        """The leases that are to be ended now, by one entry: about EXPIRE_WORK. They are expiring from now on."""
         if not self.leading:
             return []
         if now - self._last > PAUSE_SECONDS:
@@ -152,11 +164,10 @@ class Lessor:
         if len(self._heap) > 2 * len(self._deadlines) + SLICE:  # ids that came and went
             self._heap = [deadline << 64 | id & _MASK for id, deadline in self._deadlines.items()]
             heapq.heapify(self._heap)
-        ended = [id for id, since in self._expiring.items() if now - since > self._patience][:EXPIRE_MAX]
+        ended, work = self._overdue(now)
         limit, heap, deadlines = int(now * 1000) << 64, self._heap, self._deadlines
         looked_at = 0
-        room = EXPIRE_MAX if len(self._expiring) < 2 * EXPIRE_MAX else 0  # two entries under way at a time
-        while heap and heap[0] < limit and len(ended) < room and looked_at < SLICE:
+        while heap and heap[0] < limit and looked_at < SLICE and self._work < 2 * EXPIRE_WORK:  # two entries at a time
             looked_at += 1
             entry = heapq.heappop(heap)
             id = entry & _MASK
@@ -168,24 +179,46 @@ class Lessor:
             if deadline << 64 >= limit:
                 heapq.heappush(heap, deadline << 64 | id & _MASK)
                 continue
+            if id not in self._leases.granted:
+                del deadlines[id]
+                continue
+            own = 1 + self._leases.count(id, EXPIRE_WORK)
+            if ended and work + own > EXPIRE_WORK:
+                heapq.heappush(heap, entry)  # for the next entry
+                break
             del deadlines[id]
-            if id in self._leases.granted:
-                ended.append(id)
-        for id in ended:
-            self._expiring[id] = now
+            ended.append(id)
+            self._expiring[id] = _Decided(now, own)
+            self._work += own
+            work += own
         return ended
+
+    def _overdue(self, now: float) -> tuple[list[int], int]:
+        """What was decided long ago and isn't done is decided again: as much as one entry may hold, and how much that
+        is."""
+        again: list[int] = []
+        work = 0
+        for id, (since, own) in self._expiring.items():
+            if now - since > self._patience:
+                if again and work + own > EXPIRE_WORK:
+                    break
+                again.append(id)
+                work += own
+        for id in again:
+            self._expiring[id] = _Decided(now, self._expiring[id].work)
+        return again, work
 
     def undecided(self, ids: Sequence[int]) -> None:
         """The end of these leases, if it was decided, is surely not under way: decide again at once."""
         for id in ids:
             if id in self._expiring:
-                self._expiring[id] = float("-inf")
+                self._expiring[id] = self._expiring[id]._replace(since=float("-inf"))
 
     @property
     def busy(self) -> bool:
         """`advance` has more to do than one call does: it should not wait for the next tick."""
         due = bool(self._heap) and self._heap[0] < int(self._last * 1000) << 64
-        return due and self._last >= self._not_before and len(self._expiring) < 2 * EXPIRE_MAX
+        return due and self._last >= self._not_before and self._work < 2 * EXPIRE_WORK
 
     def checkpoints(self, now: float) -> list[tuple[int, int]]:
         """(id, remaining seconds) of the long leases whose turn it is, at most CHECKPOINT_MAX."""

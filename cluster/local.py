@@ -105,10 +105,11 @@ def run(places: list[Place], settings: Mapping[str, str]) -> int:
 def table(places: list[Place]) -> str:
     """Who listens where, for people."""
     rows = [
-        ("node", "calls", "watches", "broadcasts", "metrics, health", "peers", "data"),
+        ("node", "etcd's API", "calls", "watches", "broadcasts", "metrics, health", "peers", "data"),
         *(
             (
                 place.name,
+                f"127.0.0.1:{place.port + STEP_GATEWAY}",
                 place.url(STEP_NATIVE),
                 place.url(STEP_WATCH),
                 f"127.0.0.1:{place.port + STEP_BROADCAST}",
@@ -121,5 +122,4 @@ def table(places: list[Place]) -> str:
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    kept = ", ".join(str(place.port) for place in places)
-    return "\n".join([*lines, f"kept free for the gateway of a later version: {kept}"])
+    return "\n".join(lines)

@@ -59,7 +59,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 from zlib import crc32
 
 import zmq
@@ -88,10 +88,10 @@ from cluster.node import Node
 from cluster.process import Process
 from cluster.ranges import Place, Ranges
 from cluster.ring import Ring
+from cluster.streams import SHARES, Stream, StreamKey, Watcher, parts, response, see, share
 from kvorum import errors, wire
 from kvorum import etcd_pb2 as pb
 from kvorum.wire import Kind, Method
-from storage.codec import int_field
 from storage.failpoint import hit
 from storage.keyspace import Change
 
@@ -121,62 +121,6 @@ class Link(Protocol):
     def publish(self, frame: bytes) -> None:
         """To all who are subscribed to its topic, the first 16 bytes. Whose queue is full doesn't get it."""
         ...
-
-
-class StreamKey(NamedTuple):
-    identity: bytes
-    id: int
-
-
-class Watcher:
-    """One watch of one stream. [key, end) with end None for a single key, b"" for everything from key on."""
-
-    __slots__ = (
-        "fragment",
-        "id",
-        "idle_ticks",
-        "next",
-        "prev_kv",
-        "progress",
-        "spec",
-        "stream",
-        "synced",
-    )
-
-    def __init__(self, stream: Stream, id: int, request: pb.WatchCreateRequest, next: int) -> None:
-        self.stream, self.id, self.next = stream, id, next
-        end = request.range_end
-        bound: bytes | None = None if not end else b"" if end == b"\0" else end
-        unwanted = frozenset(request.filters)  # EventType has the numbers of FilterType
-        self.spec = Spec(request.key or b"\0", bound, unwanted, request.prev_kv)
-        self.prev_kv, self.fragment, self.progress = request.prev_kv, request.fragment, request.progress_notify
-        self.synced = False
-        self.idle_ticks = 0
-
-    def wants(self, kind: int, key: bytes) -> bool:
-        return kind not in self.spec.unwanted and self.spec.in_range(key)
-
-
-class Stream:
-    """One client's stream: its watchers by id, and answers that its queue had no room for yet."""
-
-    __slots__ = ("key", "next_id", "paused", "unsent", "watchers")
-
-    def __init__(self, key: StreamKey) -> None:
-        self.key = key
-        self.watchers: dict[int, Watcher] = {}
-        self.next_id = 0
-        self.paused = False  # by its client: nothing is sent until it says so
-        self.unsent: list[bytes] = []
-
-
-def see(changes: Sequence[Change]) -> list[Seen]:
-    parse = pb.Event.FromString
-    seen = []
-    for revision, event, prev in changes:
-        parsed = parse(event)
-        seen.append(Seen(revision, parsed.type, parsed.kv.key, event, prev))
-    return seen
 
 
 REST_SECONDS, REST_SECONDS_EACH, REST_SECONDS_MAX = 0.002, 0.0001, 0.010
@@ -357,10 +301,16 @@ class Watchd:
             for place in self._wanted.at(change.key):
                 found.setdefault(place, []).append(change)
         for place, its in found.items():
+            shares: dict[tuple[bytes, Spec], list[Watcher]] = {}
             for watcher in list(place.wanted_by):
                 if watcher.synced:
                     watcher.next = max(watcher.next, told)
-                    self._bring(watcher, its, revision)
+                    if watcher.stream.takes_shares and watcher.next == told:
+                        shares.setdefault((watcher.stream.key.identity, watcher.spec), []).append(watcher)
+                    else:
+                        self._bring(watcher, its, revision)
+            for (identity, spec), watchers in shares.items():
+                self._bring_all(identity, spec, watchers, its, revision)
         return len(changes)
 
     def _subscription(self, topic: bytes, wanted: bool) -> None:
@@ -414,7 +364,11 @@ class Watchd:
     def _bring(self, watcher: Watcher, seen: Sequence[Seen], covered: int) -> None:
         """Send `watcher` what it wants of `seen`, which holds all changes of its range from its `next` to `covered`."""
         wanted = [s for s in seen if s.revision >= watcher.next and watcher.wants(s.kind, s.key)]
-        for part, last in self._parts(watcher, wanted, covered):
+        if wanted:
+            watcher.idle_ticks = 0
+            self.board.events.add(len(wanted))
+        header = self.node.header(self._head, self._term)
+        for part, last in parts(watcher, wanted, covered, header, self._response_bytes_max):
             if part and not self._send(watcher.stream, part):
                 self._stalled.add(watcher)
                 break
@@ -422,50 +376,32 @@ class Watchd:
         if watcher.stream.watchers.get(watcher.id) is watcher:
             self._place(watcher)
 
-    def _parts(self, watcher: Watcher, wanted: list[Seen], covered: int) -> Iterable[tuple[list[bytes], int]]:
-        """Cut into messages of bounded size, between revisions. Yields (messages to send together, last revision)."""
-        if not wanted:
-            yield [], covered
+    def _bring_all(
+        self, identity: bytes, spec: Spec, watchers: list[Watcher], seen: Sequence[Seen], covered: int
+    ) -> None:
+        """The same for watchers of the same keys on streams of one client, whose `next` is the first of `seen`."""
+        events = [event_field(one, spec.prev_kv) for one in seen if one.kind not in spec.unwanted]
+        if not events:
+            return  # they are synced, and stay so
+        together = [w for w in watchers if not (w.stream.paused or w.stream.unsent)]
+        if len(together) < 2 or sum(map(len, events)) > self._response_bytes_max:
+            together = []
+        for watcher in watchers if not together else [w for w in watchers if w.stream.paused or w.stream.unsent]:
+            self._bring(watcher, seen, covered)
+        if not together:
             return
-        watcher.idle_ticks = 0
-        self.board.events.add(len(wanted))
-        limit = self._response_bytes_max
-        events: list[bytes] = []
-        size = i = last = 0
-        while i < len(wanted):
-            revision, of_revision = wanted[i].revision, []
-            while i < len(wanted) and wanted[i].revision == revision:
-                of_revision.append(event_field(wanted[i], watcher.prev_kv))
-                i += 1
-            weight = sum(map(len, of_revision))
-            if events and size + weight > limit:
-                yield [self._response(watcher, events)], last
-                events, size = [], 0
-            if weight > limit and watcher.fragment:
-                yield self._fragments(watcher, of_revision), revision
+        sent = self.link.send(identity, share(together, self.node.header(self._head, self._term), events))
+        if sent is None:
+            self._forget_client(identity)
+            return
+        self.board.events.add(len(events) * len(together) if sent else 0)
+        for watcher in together:
+            if sent:
+                watcher.idle_ticks = 0
+                watcher.next = covered + 1
             else:
-                events += of_revision
-                size += weight
-            last = revision
-        yield ([self._response(watcher, events)] if events else []), covered
-
-    def _fragments(self, watcher: Watcher, events: list[bytes]) -> list[bytes]:
-        """One revision in several messages, all but the last marked; they are sent together or not at all."""
-        parts: list[list[bytes]] = [[]]
-        size = 0
-        for event in events:
-            if parts[-1] and size + len(event) > self._response_bytes_max:
-                parts.append([])
-                size = 0
-            parts[-1].append(event)
-            size += len(event)
-        return [self._response(watcher, part, b"\x38\x01") for part in parts[:-1]] + [
-            self._response(watcher, parts[-1])
-        ]
-
-    def _response(self, watcher: Watcher, events: list[bytes], extra: bytes = b"") -> bytes:
-        id = int_field(b"\x10", watcher.id)  # a client may have chosen a negative one
-        return b"".join([self.node.header(self._head, self._term), id, extra, *events])
+                self._stalled.add(watcher)
+            self._place(watcher)
 
     def _send(self, stream: Stream, payloads: list[bytes]) -> bool:
         """Send `payloads`, in order and after what still waits. False: not now, and nothing of them was sent.
@@ -549,7 +485,7 @@ class Watchd:
                 if identity not in self._of:
                     self._of[identity] = {}
                     self._probes[crc32(identity) % PROBE_TICKS][identity] = None
-                self._streams[key] = self._of[identity][record.id] = Stream(key)
+                self._streams[key] = self._of[identity][record.id] = Stream(key, record.payload == SHARES)
             case Kind.STREAM_MESSAGE:
                 if stream is None:
                     raise errors.Refused(f"kvorum: stream {record.id} is not open", errors.Code.NOT_FOUND)
@@ -700,7 +636,7 @@ class Watchd:
         watcher.idle_ticks += 1
         if watcher.idle_ticks >= self._progress_ticks and watcher.synced and watcher.next <= self._head + 1:
             watcher.idle_ticks = 0
-            self._send(watcher.stream, [self._response(watcher, [])])
+            self._send(watcher.stream, [response(self.node.header(self._head, self._term), watcher.id, [])])
 
 
 def main(argv: Sequence[str]) -> int:

@@ -38,6 +38,7 @@ class Kind(IntEnum):
     STREAM_CLOSE = 4
     STREAM_PAUSE = 5
     STREAM_RESUME = 6
+    STREAM_SHARE = 7
 
 
 class Method(IntEnum):

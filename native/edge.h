@@ -114,11 +114,13 @@ struct edge_config {
     uint32_t header_list_max;         /* names, values and 32 for each, as HTTP/2 counts */
     uint32_t continuations_max;       /* frames of one header block after the first */
     uint32_t stream_window, connection_window;
-    uint64_t inbound_connection_max, inbound_max;      /* messages that are not whole: per connection, in all */
+    uint64_t inbound_connection_max, inbound_max;      /* messages that are not whole, and tokens of calls that aren't:
+                                                          per connection, in all */
     uint32_t outbound_high;           /* of one call: past it EDGE_BLOCKED, below its half EDGE_WRITABLE */
     uint64_t outbound_connection_high;                 /* the same for all calls of a connection together */
     uint64_t outbound_connection_max; /* memory of its answers: past it a connection is given up */
-    uint64_t memory_max;              /* of all: past it the connection that holds most of it is given up */
+    uint64_t memory_max;              /* of all: past it the connection that holds most of it is given up, and none
+                                         is accepted */
     uint32_t reset_burst, reset_rate; /* calls that a client may reset: at once, and more per second */
     uint32_t noise_burst, noise_rate; /* frames that carry nothing, the same way */
     uint32_t ping_min_ms, ping_strikes_max;            /* etcd's --grpc-keepalive-min-time */
@@ -130,7 +132,7 @@ struct edge_config {
 };
 
 struct edge_stats {
-    uint64_t connections, accepted, refused, streams, calls;   /* now, ever, over connections_max; now, ever */
+    uint64_t connections, accepted, refused, streams, calls;   /* now, ever, for want of room; now, ever */
     uint64_t bytes_in, bytes_out, messages_in, messages_out;
     uint64_t memory, inbound, outbound;        /* held: in all (OpenSSL's aside), of it unfinished messages, answers */
     uint64_t resets, floods, timeouts, handshake_failures;

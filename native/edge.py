@@ -12,7 +12,10 @@
             ...
         edge.deliver(answers)               # a wire batch as it came
 
-Everything is per batch; the one loop over events is for what is not in `calls`. For one thread.
+Everything is per batch; the one loop over events is for what is not in `calls`. That includes calls of PIPE methods
+with a token or hasleader, and whatever came when `calls` was full. When CANCELLED or CLOSED is told, nobody waits for
+the call any more, and an answer to it would be dropped. A call that went into `calls` is the edge's to watch: its
+deadline, its client, and fail() when nobody is left to answer. For one thread.
 """
 
 from __future__ import annotations
@@ -76,7 +79,7 @@ class Limits:
     outbound_connection_max: int = 64 << 20
     memory_max: int = 1 << 30
     reset_burst: int = 10_000
-    reset_rate: int = 500
+    reset_rate: int = 2_000
     noise_burst: int = 5_000
     noise_rate: int = 500
     ping_min_ms: int = 5_000

@@ -115,7 +115,7 @@ void edge_accept(struct edge *e, struct edge_listener *l) {
         }
         if (socket < 0 && (errno == EINTR || errno == ECONNABORTED)) continue;
         if (socket < 0) return;
-        if (e->stats.connections >= e->config.connections_max) {
+        if (e->stats.connections >= e->config.connections_max || e->stats.memory > e->config.memory_max) {
             close(socket);
             e->stats.refused++;
         } else if (edge_connect(e, socket, l->tls)) {

@@ -72,13 +72,21 @@ struct edge_call *edge_call_new(struct edge_connection *k, int32_t stream) {
     k->call_count++;
     e->stats.streams++;
     e->stats.calls++;
-    return c;
+    edge_relieve(e);
+    return k->gone ? NULL : c;
 }
 
-/* What is held for the message being assembled. */
+/* What is held for a call that isn't whole: the message being assembled, the token. */
 static void hold(struct edge_call *c, int64_t bytes) {
     c->connection->inbound += (uint64_t)bytes;
     c->connection->edge->stats.inbound += (uint64_t)bytes;
+}
+
+static void drop_token(struct edge_call *c) {
+    edge_release(c->connection->edge, c->token);
+    hold(c, -(int64_t)c->token_length);
+    c->token = NULL;
+    c->token_length = 0;
 }
 
 static void drop_message(struct edge_call *c) {
@@ -120,8 +128,8 @@ void edge_call_drop(struct edge_call *c, uint32_t error_code) {
     k->outbound -= c->queue.bytes;
     e->stats.outbound -= c->queue.bytes;
     edge_queue_drop(e, &c->queue);
+    drop_token(c);
     edge_release(e, c->path);
-    edge_release(e, c->token);
     edge_release(e, c->text);
     if (c->next) c->next->prev = c->prev;
     if (c->prev) c->prev->next = c->next;
@@ -151,10 +159,16 @@ static bool keep(struct edge *e, char **to, uint32_t *length, const uint8_t *val
 static void note_token(struct edge_call *c, uint8_t which, const uint8_t *value, size_t length) {
     /* What token says counts before authorization, and the first of each. */
     if (c->metadata & EDGE_TOKEN || (c->metadata & EDGE_AUTHORIZATION && which == EDGE_AUTHORIZATION)) return;
-    if (length > EDGE_TOKEN_BYTES_MAX) c->bad = BAD_HEADERS_TOO_LARGE;
-    else if (keep(c->connection->edge, &c->token, &c->token_length, value, length))
+    struct edge *e = c->connection->edge;
+    drop_token(c);
+    if (length > EDGE_TOKEN_BYTES_MAX || c->connection->inbound + length > e->config.inbound_connection_max) {
+        c->bad = BAD_HEADERS_TOO_LARGE;
+    } else if (keep(e, &c->token, &c->token_length, value, length)) {
         c->metadata = (uint8_t)((c->metadata & EDGE_HAS_LEADER) | which);
-    else c->connection->edge->failed = true;
+        hold(c, (int64_t)length);
+    } else {
+        e->failed = true;
+    }
 }
 
 /* 1 to 8 digits and a unit: H, M, S, m, u, n. Rounded up to milliseconds. */
@@ -264,11 +278,7 @@ void edge_call_begun(struct edge_call *c) {
         edge_release(e, c->path);
         c->path = NULL;
     }
-    if (c->token && c->flags & (CALL_TOLD | CALL_DEAF)) {
-        edge_release(e, c->token);
-        c->token = NULL;
-        c->token_length = 0;
-    }
+    if (c->flags & (CALL_TOLD | CALL_DEAF)) drop_token(c);
 }
 
 /* ---- messages */
@@ -438,8 +448,7 @@ void edge_call_half_closed(struct edge_call *c) {
         edge_answer_refuse(c, 200, GRPC_INTERNAL, "grpc: no message in a unary call");
     else dispatch(c);
     drop_message(c);
-    edge_release(e, c->token);
-    c->token = NULL;
+    drop_token(c);
     if (!c->assembly) return;
     c->assembly = 0;
     if (!(c->flags & CALL_FINISHED)) set_timer(c);

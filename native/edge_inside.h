@@ -39,6 +39,7 @@ enum {
     EDGE_PATH_BYTES_MAX = 256,      /* of an unknown path, what is kept */
     EDGE_TEXT_BYTES_MAX = 1024,     /* of an error's text, what is sent */
     EDGE_TOKEN_BYTES_MAX = 8192,
+    EDGE_CALL_BYTES = 650,          /* what an idle call takes, about, with what nghttp2 has for its stream */
     EDGE_FRAMING_BYTES = 5,         /* gRPC: compressed flag, length */
     EDGE_RECORD_BYTES = 16
 };
@@ -106,10 +107,10 @@ enum edge_call_flag {
     CALL_DEFERRED = 1 << 6,         /* nghttp2 waits to be told that there is more to send */
     CALL_BLOCKED = 1 << 7,          /* EDGE_BLOCKED was said, and it is in the list connection->blocked_calls */
     CALL_DEAF = 1 << 8,             /* what comes in is thrown away */
-    CALL_HAS_MESSAGE = 1 << 10,     /* a unary call's one message is whole */
-    CALL_PLAIN = 1 << 11,           /* no gRPC: EDGE_REQUEST */
-    CALL_GREW = 1 << 12,            /* the message being assembled was given window beyond the stream's own */
-    CALL_GRPC = 1 << 13             /* content-type says so */
+    CALL_HAS_MESSAGE = 1 << 9,      /* a unary call's one message is whole */
+    CALL_PLAIN = 1 << 10,           /* no gRPC: EDGE_REQUEST */
+    CALL_GREW = 1 << 11,            /* the message being assembled was given window beyond the stream's own */
+    CALL_GRPC = 1 << 12             /* content-type says so */
 };
 
 struct edge_call {
@@ -190,8 +191,8 @@ struct edge_connection {
     uint64_t heard, asked, ping_at; /* ms: last read; our PING, nothing read since, or 0; the peer's last PING */
     struct edge_budget resets, noise;
     uint64_t inbound, outbound;     /* held: messages that are not whole, answers not sent */
-    uint64_t owned;                 /* memory of those answers; what many streams share is charged once to each */
-    uint64_t last_shared;           /* connection, and this is the serial of what was charged last */
+    uint64_t owned;                 /* memory of those answers, a shared payload being charged once to a connection */
+    uint64_t last_shared;           /* the serial of the one that was charged last */
     uint8_t *out;                   /* what the socket did not take */
     uint32_t out_at, out_size;
     struct edge_queue queue;        /* HTTP/1: bytes to write */
@@ -286,6 +287,7 @@ void edge_reap(struct edge *e);
 void edge_ready(struct edge_connection *k);                    /* it has something to write */
 void edge_flush(struct edge *e);                               /* write for all that are ready */
 void edge_connection_write(struct edge_connection *k, const uint8_t *bytes, uint32_t size);     /* HTTP/1 */
+void edge_relieve(struct edge *e);      /* if all memory is used: the connection that holds most of it is lost */
 bool edge_overdrawn(struct edge_connection *k, uint64_t newest);        /* too much memory is held, `newest` the cost of
                                                                   the newest piece. true: it is lost */
 

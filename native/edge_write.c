@@ -125,12 +125,16 @@ void edge_flush(struct edge *e) {
 
 /* ---- what waiting costs */
 
-/* Everybody's memory is short: who holds most of it gives it back. One at a time, since it takes until edge_reap(). */
-static void relieve(struct edge *e) {
+static uint64_t holds(const struct edge_connection *k) {
+    return k->owned + k->inbound + (uint64_t)k->call_count * EDGE_CALL_BYTES;
+}
+
+/* One at a time, since it takes until edge_reap() for the memory to be free. */
+void edge_relieve(struct edge *e) {
     struct edge_connection *most = NULL;
-    if (e->relieved) return;
+    if (e->stats.memory <= e->config.memory_max || e->relieved) return;
     for (struct edge_connection *k = e->connections; k; k = k->next)
-        if (!k->gone && (!most || k->owned + k->inbound > most->owned + most->inbound)) most = k;
+        if (!k->gone && (!most || holds(k) > holds(most))) most = k;
     if (!most) return;
     e->relieved = true;
     e->stats.floods++;
@@ -144,7 +148,7 @@ bool edge_overdrawn(struct edge_connection *k, uint64_t newest) {
         e->stats.floods++;
         edge_lose(k, EDGE_TOO_MUCH);
     }
-    if (e->stats.memory > e->config.memory_max) relieve(e);
+    edge_relieve(e);
     return k->gone;
 }
 

@@ -61,7 +61,13 @@ def up(base_port: int | None) -> int:
     print(f"three nodes are healthy; their data is in {STATE / 'data'}/\n")
     show(places)
     print(f"\n{local.table(places)}\n")
-    print(NEXT.format(native=places[0].url(local.STEP_NATIVE), metrics=places[0].url(local.STEP_METRICS, "http")))
+    print(
+        NEXT.format(
+            gateway=f"127.0.0.1:{places[0].port + local.STEP_GATEWAY}",
+            native=places[0].url(local.STEP_NATIVE),
+            metrics=places[0].url(local.STEP_METRICS, "http"),
+        )
+    )
     return 0
 
 
@@ -70,6 +76,7 @@ NEXT = """Try next:
   .venv/bin/kvorumctl get greeting
   .venv/bin/kvorumctl watch --prefix ''            (in a second terminal)
   .venv/bin/kvorumctl endpoint status -w table --cluster
+  etcdctl --endpoints={gateway} get greeting       (or whatever else speaks etcd's API)
   .venv/bin/python -c 'import kvorum; print(kvorum.client("{native}").get("greeting"))'
   curl {metrics}/health
   make down                                        (stops it; the data stays)"""

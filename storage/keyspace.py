@@ -167,6 +167,13 @@ class Keyspace:
             steps = self._reading(view, method, payload)
         except errors.KvorumError as error:
             return refusal(error, view.revision)
+        return self._begun(view, steps)
+
+    def sliced(self, steps: Steps[bytes]) -> Result | Scan:
+        """What comes of `steps`, which look at the state of the last commit: like `read`."""
+        return self._begun(_View(self.engine, self.state), steps)
+
+    def _begun(self, view: _View, steps: Steps[bytes]) -> Result | Scan:
         scan = Scan(self, view, steps)
         return scan.step() or scan
 

@@ -21,10 +21,14 @@ dropped. Pure.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 from kvorum import errors
+from storage.codec import field, int_field
 from storage.engine import Batch, Engine
+from storage.reads import KEY_COST, Meter, Steps
 
 TTL_MAX = 9_000_000_000
 """Seconds (etcd)."""
@@ -94,6 +98,22 @@ class Leases:
         _, _, index = _RECORD.unpack(record)
         return int(index)
 
+    def count(self, id: int, most: int) -> int:
+        """How many keys are attached to a lease, or `most` if there are so many."""
+        return sum(1 for _ in islice(self._engine.scan_keys(_key_of(id, b""), _keys_end(id)), most))
+
+    def attached(self, id: int, head: bytes) -> Steps[bytes]:
+        """A LeaseTimeToLiveResponse that begins with `head`: the keys as of this call, in slices, for there may be any
+        number of them."""
+        return _sliced(
+            head, b"\x2a", (key[_KEYS_AT:] for key in self._engine.scan_keys(_key_of(id, b""), _keys_end(id)))
+        )
+
+    def listed(self) -> Steps[bytes]:
+        """A LeaseLeasesResponse without its header: all leases as of this call, in slices, negative ids last."""
+        ids = (_ID.unpack_from(key, len(_LEASE))[0] for key in self._engine.scan_keys(_LEASE, b"lm"))
+        return _sliced(b"", b"\x12", (int_field(b"\x08", id) for id in ids))
+
     def update(self, changes: Changes) -> None:
         """A turn has been committed."""
         self.lessor = changes.lessor
@@ -108,6 +128,19 @@ class Leases:
                 self.remaining[id] = left
             else:
                 self.remaining.pop(id, None)
+
+
+def _sliced(head: bytes, tag: bytes, bodies: Iterator[bytes]) -> Steps[bytes]:
+    """`head`, and each of `bodies` as a field."""
+    meter = Meter()
+    whole, parts = [head], []
+    for body in bodies:
+        parts.append(field(tag, body))
+        if meter.used(KEY_COST):
+            whole.append(b"".join(parts))  # by slices, lest the last one put a million pieces together
+            parts.clear()
+            yield
+    return b"".join(whole + parts)
 
 
 class Changes:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ops.bench import loads, profiling, report, scale
-from ops.bench.systems import ROOT, Etcd, Kvorum, System, memory_mb, running
+from ops.bench.systems import ROOT, Etcd, Gateway, Kvorum, System, memory_mb, running
 from ops.bench.workloads import QUICK, WORKLOADS, Plan, Workload
 
 HERE = Path(__file__).resolve().parent
@@ -56,9 +56,9 @@ def main() -> int:
     if arguments.find_connections:
         find_connections(plan, under)
         return 0
-    systems: list[System] = [s for s in (Etcd(), Kvorum()) if s.name in arguments.systems]
+    systems: list[System] = [s for s in (Etcd(), Kvorum(), Gateway()) if s.name in arguments.systems]
     results = run(plan, systems, under)
-    whole = not (arguments.quick or arguments.only or arguments.nodes or len(systems) < 2)
+    whole = not (arguments.quick or arguments.only or arguments.nodes or len(systems) < 3)
     if whole:
         results["scale"] = scale.run(under)
     out = arguments.out or (HERE if whole else SCRATCH)
@@ -79,7 +79,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--seconds", type=float, dest="window_seconds", help="length of each measurement")
     p.add_argument("--keys", type=int, help="size of the key space")
     p.add_argument("--only", help="workloads, e.g. put/256,get/1: " + " ".join(w.id for w in WORKLOADS))
-    p.add_argument("--systems", default="etcd,kvorum", type=lambda s: s.split(","))
+    p.add_argument("--systems", default="etcd,kvorum,gateway", type=lambda s: s.split(","))
     p.add_argument("--dir", type=Path, default=SCRATCH, help="data goes below it, and is removed (default build/bench)")
     p.add_argument("--out", type=Path, help="where RESULTS.md goes (default: here for a whole run, else build/bench)")
     p.add_argument(
@@ -224,15 +224,20 @@ def write(results: dict[str, Any], out: Path) -> None:
     (out / "RESULTS.md").write_text(report.markdown(results, PICTURE))
     (out / PICTURE).write_text(report.svg(results))
     for nodes in results["plan"]["nodes"]:
-        print(f"\nnodes: {nodes}")
-        for row in report.rows(results, nodes):
-            both = "   ".join(f"{s} {v:9.2f}" for s in report.SYSTEMS if (v := row.median(s)) is not None)
-            goal = {None: "", True: "  goal reached", False: "  goal MISSED"}[row.reached]
-            print(
-                f"  {row.title:<36} {row.unit:<4} {both}"
-                + ("" if row.ratio is None else f"   ratio {row.ratio:.2f}{goal}")
-            )
+        show_rows(f"nodes: {nodes}", report.rows(report.beside_etcd(results, "kvorum"), nodes))
+        goals = report.GATEWAY_GOALS if nodes == 3 else report.GATEWAY_GOALS_ONE_NODE
+        show_rows(f"nodes: {nodes}, gateway", report.rows(report.beside_etcd(results, report.GATEWAY), nodes, goals))
     print(f"\n{report.verdict(results)}\n{out / 'RESULTS.md'}")
+
+
+def show_rows(title: str, found: list[report.Row]) -> None:
+    print(f"\n{title}")
+    for row in found:
+        both = "   ".join(f"{s} {v:9.2f}" for s in report.SYSTEMS if (v := row.median(s)) is not None)
+        goal = {None: "", True: "  goal reached", False: "  goal MISSED"}[row.reached]
+        print(
+            f"  {row.title:<36} {row.unit:<4} {both}" + ("" if row.ratio is None else f"   ratio {row.ratio:.2f}{goal}")
+        )
 
 
 if __name__ == "__main__":

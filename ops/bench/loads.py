@@ -66,9 +66,9 @@ def build_etcdload() -> None:
 
 
 def generator(system: System) -> list[str]:
-    if system.name == "etcd":
-        return [str(ETCDLOAD)]
-    return [sys.executable, "-m", "ops.bench.nativeload"]
+    if system.name == "kvorum":
+        return [sys.executable, "-m", "ops.bench.nativeload"]
+    return [str(ETCDLOAD)]
 
 
 def specification(

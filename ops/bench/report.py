@@ -6,6 +6,7 @@ table shows the median of those ratios and their extremes. Medians of the absolu
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from dataclasses import dataclass
 from html import escape
@@ -15,6 +16,8 @@ from typing import Any
 from ops.bench.workloads import WORKLOADS, Workload
 
 SYSTEMS = ("etcd", "kvorum")
+GATEWAY = "gateway"
+"""kvorum again, but driven by etcd's client through the gateway; has tables of its own."""
 FINDINGS = Path(__file__).with_name("FINDINGS.md")
 """What somebody found out about the numbers; goes into the page as it is."""
 
@@ -25,6 +28,12 @@ GOALS = {
 """What is to be reached on three nodes now: at least for a throughput, at most for a latency and for memory."""
 _FORMS = {"k/s": "{:.1f}", "k events/s": "{:.0f}", "ms": "{:.2f}", "MB": "{:.0f}", "×": "{:.2f}"}
 
+GATEWAY_GOALS = {
+    "put/256": 2.0, "txn/256": 2.0, "get/256": 1.2, "get-serializable/256": 1.2, "mixed/256": 1.5,
+    "keep-alive/256": 1.5, "put/256/100": 3.0, "put/1 p50": 1.0, "get/1 p50": 1.0,
+}  # fmt: skip
+"""The same through the gateway."""
+GATEWAY_GOALS_ONE_NODE = {"put/256": 1.5}
 WATCHED, UNWATCHED, WATCHED_GOAL = "put/256/1000", "put/256", 0.8
 """How much of the puts is left, at least, with a thousand watchers."""
 
@@ -57,10 +66,22 @@ class Row:
         return found >= self.goal if self.more_is_better else found <= self.goal
 
 
-def rows(results: dict[str, Any], nodes: int) -> list[Row]:
+def beside_etcd(results: dict[str, Any], system: str) -> dict[str, Any]:
+    """The results of etcd and one of kvorum's two sides, which is called kvorum in them."""
+    sessions = [
+        s if s["system"] == "etcd" else s | {"system": "kvorum"}
+        for s in results["sessions"]
+        if s["system"] in ("etcd", system)
+    ]
+    return results | {"sessions": sessions}
+
+
+def rows(results: dict[str, Any], nodes: int, goals: dict[str, float] | None = None) -> list[Row]:
+    """One for each number of clusters of this size; the goals are GOALS, on three nodes, unless given."""
+    if goals is None:
+        goals = GOALS if nodes == 3 else {}
     found = []
     for workload in WORKLOADS:
-        goals = GOALS if nodes == 3 else {}
         if not workload.by_latency:
             unit, goal = "k events/s" if workload.counts_events else "k/s", goals.get(workload.id)
             title = workload.title
@@ -70,7 +91,7 @@ def rows(results: dict[str, Any], nodes: int) -> list[Row]:
                 title, goal = f"{workload.title}, {rank}", goals.get(f"{workload.id} {rank}")
                 found.append(_row(results, nodes, workload.id, f"{rank}_ms", 1.0, title, "ms", False, goal))
     found.append(_left(results, nodes))
-    goal = GOALS["memory"] if nodes == 3 else None
+    goal = goals.get("memory")
     found.append(_row(results, nodes, "memory", "pss", 1.0, "memory of a node, PSS", "MB", False, goal))
     found.append(_row(results, nodes, "memory", "rss", 1.0, "memory of a node, RSS", "MB", False, None))
     return [row for row in found if any(row.values.values())]
@@ -110,10 +131,11 @@ def _left(results: dict[str, Any], nodes: int) -> Row:
 
 def markdown(results: dict[str, Any], picture: str) -> str:
     plan, machine, versions = results["plan"], results["machine"], results["versions"]
+    native, gateway = beside_etcd(results, "kvorum"), beside_etcd(results, GATEWAY)
     out = ["# kvorum and etcd side by side", ""]
     out += [
         f"kvorum {versions['kvorum']} beside etcd {versions['etcd']}, {results['date']}. {plan['rounds']} rounds; in "
-        f"each, both systems in turn (the first changes from round to round), each on an empty directory of the same "
+        f"each, the systems in turn (the first changes from round to round), each on an empty directory of the same "
         f"disk, filled with {plan['keys']:,} keys; values of {plan['value_bytes']} bytes. Every measurement is "
         f"{plan['window_seconds']:g} s after {plan['warmup_seconds']:g} s of warming up. A ratio is kvorum over etcd "
         "within one round; in brackets the lowest and the highest of the rounds.",
@@ -122,8 +144,12 @@ def markdown(results: dict[str, Any], picture: str) -> str:
         "",
     ]
     for nodes in plan["nodes"]:
-        out += [f"## {_count(nodes)}", "", *_table(rows(results, nodes), nodes == 3), ""]
-        out += [*_cpu_table(results, nodes), ""]
+        out += [f"## {_count(nodes)}", "", *_table(rows(native, nodes), nodes == 3), ""]
+        through = rows(gateway, nodes, GATEWAY_GOALS if nodes == 3 else GATEWAY_GOALS_ONE_NODE)
+        if any(row.values["kvorum"] for row in through):
+            out += ["Both driven by etcd's Go client, kvorum through its gateway:", "", *_table(through, True), ""]
+    for nodes in plan["nodes"]:
+        out += [f"### {_count(nodes)}: where the time goes", "", *_cpu_table(results, nodes), ""]
     if results.get("scale"):
         out += ["## How much one node bears", "", *_scale(results["scale"]), ""]
     out += [FINDINGS.read_text(encoding="utf-8")]
@@ -180,7 +206,7 @@ def _cpu_table(results: dict[str, Any], nodes: int) -> list[str]:
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for workload in WORKLOADS:
-        for system in SYSTEMS:
+        for system in (*SYSTEMS, GATEWAY):
             all_of = _all(results, nodes, system, workload)
             if not all_of:
                 continue
@@ -236,7 +262,7 @@ def _how(results: dict[str, Any]) -> list[str]:
 
 def verdict(results: dict[str, Any]) -> str:
     """One sentence on the answers: how many were read back, and what was wrong, if anything was."""
-    sums = {system: dict.fromkeys(("errors", "read_back", "lost"), 0) for system in SYSTEMS}
+    sums = {system: dict.fromkeys(("errors", "read_back", "lost"), 0) for system in (*SYSTEMS, GATEWAY)}
     examples: list[str] = []
     for session in results["sessions"]:
         for name, measured in session["measured"].items():
@@ -278,10 +304,13 @@ def svg(results: dict[str, Any]) -> str:
     """Bars: one panel for each size of cluster and unit, each panel with an axis of its own that begins at zero."""
     body: list[str] = []
     y = 56
-    for nodes in results["plan"]["nodes"]:
-        found = rows(results, nodes)
+    sides = (("", beside_etcd(results, "kvorum")), (", through the gateway", beside_etcd(results, GATEWAY)))
+    for nodes, (how, side) in itertools.product(results["plan"]["nodes"], sides):
+        found = rows(side, nodes)
+        if not any(row.values["kvorum"] for row in found):
+            continue
         y += 22
-        body.append(f'<text x="24" y="{y}" class="h">{_count(nodes)}</text>')
+        body.append(f'<text x="24" y="{y}" class="h">{_count(nodes)}{how}</text>')
         for unit, caption in (
             ("k/s", "thousand operations a second, 256 in flight: longer is better"),
             ("k events/s", "thousand events a second: longer is better"),

@@ -168,6 +168,18 @@ class Kvorum:
         return Cluster(endpoints, health, [root], log, per_node=False)
 
 
+class Gateway(Kvorum):
+    """The same for etcd's clients: they come in through the gateway."""
+
+    name = "gateway"
+
+    def start(self, nodes: int, data: Path) -> Cluster:
+        cluster = super().start(nodes, data)
+        ports = [int(endpoint.rpartition(":")[2]) for endpoint in cluster.endpoints]
+        cluster.endpoints = [f"127.0.0.1:{port - 2}" for port in ports]
+        return cluster
+
+
 def spawn(command: list[str], log: Path) -> subprocess.Popen[bytes]:
     with log.open("ab") as out:
         return subprocess.Popen(

@@ -209,7 +209,7 @@ class Peer:
         ours, theirs = socket.socketpair()
         to.adopt(theirs.detach())
         self.edge, self.answering, self.socket = to, answering, ours
-        ours.settimeout(WAIT)
+        ours.setblocking(False)
         config = h2.config.H2Configuration(
             client_side=True, header_encoding="utf-8", validate_outbound_headers=False, normalize_outbound_headers=False
         )
@@ -225,7 +225,6 @@ class Peer:
     def turn(self) -> None:
         """The edge works once, and what it sends is read."""
         self.answering(self.edge.poll(0))
-        self.socket.setblocking(False)
         try:
             while not self.ended:
                 got = self.socket.recv(1 << 16)
@@ -237,11 +236,9 @@ class Peer:
             pass
         except ConnectionError:
             self.ended = True
-        self.socket.settimeout(WAIT)
 
     def send(self, data: bytes) -> None:
         """Raw bytes. The edge works while they don't fit; what comes after it has closed is lost."""
-        self.socket.setblocking(False)
         end = time.monotonic() + WAIT
         while data and not self.ended:
             assert time.monotonic() < end

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import queue
+import select
+import socket
 import threading
 from array import array
 from collections.abc import Iterator
@@ -11,10 +13,12 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
+from kvorum import wire
+from kvorum.wire import Kind
 from native import edge
 from native.edge import Edge, Limits, Method
 
-from .edges import CHAT, ECHO, METHODS, SILENT, WAIT, Peer, Service, service, stepped
+from .edges import CHAT, ECHO, METHODS, SILENT, WAIT, Peer, Service, framed, service, stepped
 
 
 @pytest.fixture
@@ -287,11 +291,25 @@ def test_two_edges_share_a_port() -> None:
         one.close()
 
 
+def test_it_listens_on_ipv6_too() -> None:
+    to = Edge(METHODS)
+    try:
+        port = to.listen("::1", 0)
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with socket.create_connection(("::1", port)) as client:
+        client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        events: list[tuple[int, bytes]] = []
+        while len(events) < 2:
+            batch = to.poll(0.1)
+            events += [(event[5], batch.data[event[2] : event[2] + event[3]]) for event in batch.events]
+        own = client.getsockname()[1]
+        assert events == [(edge.OPENED, b"[::1]:%d" % own), (edge.BYTES, b"GET / HTTP/1.1\r\n\r\n")]
+    to.close()
+
+
 def test_the_descriptor_of_the_edge_wakes_a_poller(running: Service) -> None:
     """zmq.Poller takes it; a poller sees new bytes, and what a delivery has left to tell, and no more."""
-    import select
-    import socket
-
     to = Edge(METHODS, Limits(handshake_ms=50))
     port = to.listen("127.0.0.1", 0)
     poller = select.poll()
@@ -331,6 +349,29 @@ def test_many_clients_on_many_threads(running: Service) -> None:
     assert failures == []
     running.until(lambda a: not a.open)
     assert running.call(Edge.stats)["accepted"] == 8
+
+
+def test_what_it_gathers_and_takes_are_wire_batches() -> None:
+    """kvorum/wire.py and edge.h must say the same: a batch goes on unread, and its answers come back unread."""
+    assert (edge.REPLY, edge.SEND, edge.END) == (Kind.REPLY, Kind.STREAM_MESSAGE, Kind.STREAM_CLOSE)
+    limits = Limits()
+    assert limits.batch_bytes + limits.message_max + wire.HEADER.size <= wire.BATCH_BYTES_MAX
+    assert limits.batch_records <= wire.BATCH_RECORDS_MAX
+    with stepped() as (to, answering):
+        peer = Peer(to, answering)
+        streams = [peer.call(b"%d" % i) for i in range(3)]
+        peer.flush()
+        calls = to.poll(WAIT).calls
+        while len(calls) < 3 * 17:
+            calls += to.poll(WAIT).calls
+        records = wire.decode(calls)
+        assert [(r.method, r.kind, r.status, r.payload) for r in records] == [
+            (ECHO, Kind.CALL, 0, b"%d" % i) for i in range(3)
+        ]
+        answers = [wire.encode(r.method, Kind.REPLY, 0, r.id, r.payload * 2) for r in reversed(records)]
+        assert to.deliver(b"".join(answers)) == 3
+        assert [peer.result(stream)[2] for stream in streams] == [framed(b"%d%d" % (i, i)) for i in range(3)]
+        peer.close()
 
 
 def test_an_unsound_table_or_limit_is_refused() -> None:

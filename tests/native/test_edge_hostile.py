@@ -9,6 +9,8 @@ import os
 import resource
 import socket
 import struct
+import subprocess
+import sys
 from array import array
 from collections.abc import Iterator
 
@@ -322,6 +324,34 @@ def test_short_memory_is_taken_back_from_who_holds_most() -> None:
         modest.close()
 
 
+def test_calls_that_only_wait_are_counted_too() -> None:
+    """Calls without a message, each with a token of 8 kB: bounded per connection; and by the thousand: in all."""
+    with stepped(Limits(message_max=500_000, inbound_connection_max=500_000)) as (to, answering):
+        peer = Peer(to, answering)
+        streams = [peer.open(token="x" * 8000 + str(i)) for i in range(100)]
+        peer.until(lambda: len(peer.of(h2.events.StreamEnded)) > 30)
+        assert 400_000 < to.stats()["inbound"] <= 500_000
+        assert to.stats()["memory"] < 1_500_000
+        refused = [e.stream_id for e in peer.of(h2.events.StreamEnded)]
+        assert peer.result(refused[0])[:2] == (8, "received metadata is over 65536 bytes")
+        peer.h2.reset_stream(streams[0])
+        peer.until(lambda: to.stats()["inbound"] <= 492_000)
+        peer.close()
+    with stepped(Limits(memory_max=1_200_000)) as (to, answering):
+        modest, greedy = Peer(to, answering), Peer(to, answering)
+        modest.echo()
+        for _ in range(2000):
+            greedy.open("/test.Echo/Silent")
+            greedy.flush()
+        while not closed_for(answering):
+            answering(to.poll(0))
+        assert closed_for(answering) == [edge.TOO_MUCH]
+        modest.echo()
+        assert to.stats()["memory"] < 1_000_000
+        modest.close()
+        greedy.close()
+
+
 def test_one_answer_may_be_of_any_size() -> None:
     """A range of a large keyspace is one message; nobody is given up for asking once."""
     limits = Limits(outbound_connection_max=10_000)
@@ -520,6 +550,43 @@ def test_connections_over_the_limit_are_closed_at_once() -> None:
             client.close()
         while to.stats()["connections"]:
             answering(to.poll(0.05))
+
+
+CROWD = """
+import resource, socket, sys
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+held = []
+for _ in range(int(sys.argv[2])):
+    held.append(socket.create_connection(("127.0.0.1", int(sys.argv[1]))))
+    held[-1].sendall(b"PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+sys.stdin.read()
+"""
+
+
+@pytest.mark.soak
+def test_ten_thousand_connections_are_held_and_others_served() -> None:
+    """RELIABILITY: each at less than 30 kB, and all are gone when their clients are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 10_100:
+        pytest.skip("this machine permits too few descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with stepped() as (to, answering):
+        before = to.stats()["memory"]
+        port = to.listen("127.0.0.1", 0)
+        command = [sys.executable, "-c", CROWD, str(port), "10000"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as crowd:
+            while len(answering.open) < 10_000:
+                assert crowd.poll() is None
+                answering(to.poll(0.1))
+            assert to.stats()["memory"] - before < 10_000 * 30_000
+            others_are_served((to, answering))
+            assert crowd.stdin
+            crowd.stdin.close()
+        while to.stats()["connections"]:
+            answering(to.poll(0.1))
+        assert len(closed_for(answering)) == 10_001
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_running_out_of_descriptors_refuses_and_does_not_spin(stepping: tuple[Edge, Answering]) -> None:

@@ -117,7 +117,7 @@ class Knobs:
             (cluster.raftd, "WINDOW_BYTES", self.window_bytes),
             (cluster.raftd, "SLICE_BYTES", self.slice_bytes),
             (cluster.raftd, "hit", hit),
-            (cluster.lessor, "EXPIRE_MAX", self.expire_leases),
+            (cluster.lessor, "EXPIRE_WORK", self.expire_leases),
             (cluster.lessor, "SLICE", self.lessor_slice),
             (cluster.lessor, "CHECKPOINT_SECONDS", self.checkpoint_seconds),
             (cluster.landlord, "PATIENCE_SECONDS", self.lessor_patience),

@@ -6,7 +6,7 @@ import pytest
 
 from kvorum import errors
 from kvorum import etcd_pb2 as pb
-from storage.keyspace import Keyspace
+from storage.keyspace import Keyspace, Result, Scan
 from storage.leases import Lessor
 from storage.memory import LossyEngine, MemoryEngine
 from tests.storage.support import Store, contents, delete_op, exists, put_op
@@ -258,3 +258,41 @@ def lived() -> LossyEngine:
         else:
             store.put(b"k%d" % (step % 4), lease=id)
     return engine
+
+
+# ---- answers of any size
+
+
+def test_a_lease_with_many_keys_is_told_in_slices_and_as_it_was(store: Store) -> None:
+    """And so are many leases: what is told is what there was when it was asked, whatever happens meanwhile."""
+    store.grant(7)
+    count = 5000
+    for number in range(count):
+        store.put(b"%04d" % number, lease=7)
+    for id in range(-3000, 0):
+        store.grant(id)
+    leases, keyspace = store.keyspace.leases, store.keyspace
+    asked = [keyspace.sliced(leases.attached(7, b"\x10\x07")), keyspace.sliced(leases.listed())]
+    store.revoke(7)
+    store.grant(8)
+    bodies = []
+    for scan in asked:
+        assert isinstance(scan, Scan)
+        while (result := scan.step()) is None:
+            pass
+        assert result.status == 0
+        bodies.append(result.body)
+    answer = pb.LeaseTimeToLiveResponse.FromString(bodies[0])
+    assert (answer.ID, list(answer.keys)) == (7, [b"%04d" % number for number in range(count)])
+    listed = [lease.ID for lease in pb.LeaseLeasesResponse.FromString(bodies[1]).leases]
+    assert listed == [7, *range(-3000, 0)]
+
+
+def test_a_small_answer_is_given_at_once(store: Store) -> None:
+    store.grant(7)
+    store.put(b"k", lease=7)
+    leases, keyspace = store.keyspace.leases, store.keyspace
+    told = keyspace.sliced(leases.attached(7, b""))
+    assert isinstance(told, Result)
+    assert list(pb.LeaseTimeToLiveResponse.FromString(told.body).keys) == [b"k"]
+    assert [leases.count(7, most) for most in (0, 1, 2)] == [0, 1, 1]

@@ -470,3 +470,37 @@ def test_raft_is_told_what_was_applied(stage: Stage) -> None:
     stage.commit(*proposals(stage))
     stage.tick(1)
     assert Applied(stage.session, 1, 0) in stage.raft
+
+
+def test_long_answers_about_leases_are_made_in_slices_while_others_are_answered(stage: Stage) -> None:
+    """A lease with many keys, and many leases; a client's second long answer waits for the first."""
+    stage.apply._landlord._asked_to_lead = (0, -ELECTION)
+    stage.turn()
+    stage.commit(*stage.said(Propose))  # names it the lessor
+    grants = [pb.LeaseGrantRequest(ID=id, TTL=60).SerializeToString() for id in range(1, 5001)]
+    puts = [pb.PutRequest(key=b"%05d" % n, lease=7).SerializeToString() for n in range(18_000)]
+    for method, payloads in ((Method.LEASE_GRANT, grants), (Method.PUT, puts[:9000]), (Method.PUT, puts[9000:])):
+        stage.turn(ClientFrame(b"w", b"".join(wire.encode(method, Kind.CALL, 0, 1, one) for one in payloads)))
+        stage.commit(*stage.said(Propose))
+    ask = pb.LeaseTimeToLiveRequest(ID=7, keys=True).SerializeToString()
+    stage.turn(
+        ClientFrame(b"keys", b"".join(wire.encode(Method.LEASE_TIME_TO_LIVE, Kind.CALL, 0, id, ask) for id in (1, 2))),
+        ClientFrame(b"all", wire.encode(Method.LEASE_LEASES, Kind.CALL, 0, 1, b"")),
+    )
+    stage.catch_up()
+    assert stage.answers(b"keys") == stage.answers(b"all") == {}
+    stage.turn(ClientFrame(b"c", get(3, b"00001", serializable=True)))
+    assert set(stage.answers()) == {3}
+    assert stage.answers(b"keys") == {}
+    came = []
+    while len(came) < 2:
+        assert not stage.apply.idle
+        stage.turn()
+        found = stage.answers(b"keys")
+        assert len(found) < 2
+        came += found.items()
+    for number, (id, (status, payload)) in enumerate(came):
+        answer = pb.LeaseTimeToLiveResponse.FromString(payload)
+        assert (id, status, answer.ID, answer.grantedTTL, len(answer.keys)) == (number + 1, 0, 7, 60, 18_000)
+    ((status, payload),) = stage.answers(b"all").values()
+    assert (status, len(pb.LeaseLeasesResponse.FromString(payload).leases)) == (0, 5000)

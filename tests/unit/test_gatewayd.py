@@ -3,6 +3,7 @@ said when somebody is gone. No sockets."""
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from cluster.internal import Tick
 from cluster.links import Answers, Lost, Streamed
 from cluster.local_answers import LOCAL
 from cluster.metrics import GatewayBoard
+from cluster.streams import SHARES, Stream, StreamKey, Watcher, share
 from kvorum import errors, wire
 from kvorum import etcd_pb2 as pb
 from kvorum.wire import Kind, Method
@@ -45,6 +47,13 @@ class Front:
                 continue  # no call of the edge's
             self.said.setdefault(record.id, []).append(Said(record.kind, record.status, record.payload))
         return 0
+
+    def fan_out(self, payload: bytes, calls: array[int], suffixes: bytes, ends: array[int]) -> int:
+        at = 0
+        for id, end in zip(calls, ends, strict=True):
+            self.said.setdefault(id, []).append(Said(edge.SEND, 0, payload + suffixes[at:end]))
+            at = end
+        return len(calls)
 
     def fail(self, status: int, text: str, *, method: int = 0) -> int:
         self.failed.append(method)
@@ -156,12 +165,27 @@ def test_a_watch_stream_is_a_stream_of_ours(world: World) -> None:
     world.arrives(Streamed(wire.encode(Method.WATCH, Kind.STREAM_MESSAGE, 0, CALL, b"created")))
     world.event(edge.HALF_CLOSED, CALL)
     assert [(record.kind, record.payload) for record in world.link.watch] == [
-        (Kind.STREAM_OPEN, b""),
+        (Kind.STREAM_OPEN, SHARES),
         (Kind.STREAM_MESSAGE, b"create"),
     ], "it goes on after its client has said all"
     world.event(edge.CANCELLED, CALL, status=1)
     assert world.link.watch[-1].kind == Kind.STREAM_CLOSE
     assert world.front.said == {CALL: [Said(edge.SEND, 0, b"created")]}
+
+
+def test_one_message_for_many_streams_has_each_ones_watch_id(world: World) -> None:
+    watchers = []
+    for at, watch_id in ((0, 0), (2, 7), (4, -1)):
+        world.event(edge.BEGUN, CALL + at, method=Method.WATCH)
+        stream = Stream(StreamKey(b"gateway", CALL + at), takes_shares=True)
+        watchers.append(Watcher(stream, watch_id, pb.WatchCreateRequest(key=b"k"), 1))
+    assert {record.payload for record in world.link.watch} == {SHARES}
+    header = pb.WatchResponse(header=pb.ResponseHeader(revision=9)).SerializeToString()
+    event = pb.WatchResponse(events=[pb.Event(kv=pb.KeyValue(key=b"k", value=b"v"))]).SerializeToString()
+    world.arrives(Streamed(share(watchers, header, [event])))
+    told = {id: pb.WatchResponse.FromString(said.payload) for id, (said,) in world.front.said.items()}
+    assert {id: one.watch_id for id, one in told.items()} == {CALL: 0, CALL + 2: 7, CALL + 4: -1}
+    assert all(one.header.revision == 9 and one.events[0].kv.value == b"v" for one in told.values())
 
 
 def test_a_watch_whose_reader_is_slow_is_paused(world: World) -> None:

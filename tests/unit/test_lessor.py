@@ -7,7 +7,7 @@ import random
 import pytest
 
 from cluster import lessor as module
-from cluster.lessor import CHECKPOINT_SECONDS, EXPIRE_MAX, PAUSE_SECONDS, Lessor
+from cluster.lessor import CHECKPOINT_SECONDS, EXPIRE_WORK, PAUSE_SECONDS, Lessor
 from storage.leases import Changes, Leases
 from storage.leases import Lessor as Named
 from storage.memory import MemoryEngine
@@ -30,6 +30,13 @@ class Bench:
 
     def end(self, *ids: int) -> None:
         self._change(lambda changes: [changes.end(id) for id in ids])
+
+    def attach(self, id: int, count: int) -> None:
+        batch = self.engine.batch()
+        changes = Changes(self.leases, batch)
+        for number in range(count):
+            changes.attach(id, b"%d" % number)
+        self.engine.write(batch)
 
     def checkpoint(self, id: int, left: int) -> None:
         self._change(lambda changes: changes.checkpoint(id, left))
@@ -181,7 +188,7 @@ def test_after_a_pause_renewals_come_first(bench: Bench) -> None:
 
 def test_many_that_end_together_end_a_few_at_a_time(bench: Bench) -> None:
     """And no more than two portions are under way at once."""
-    count = 5 * EXPIRE_MAX
+    count = 5 * EXPIRE_WORK
     bench.grant(*range(1, count + 1), ttl=2)
     bench.now += 2.05
     bench.lessor._last = bench.now  # no pause
@@ -189,7 +196,7 @@ def test_many_that_end_together_end_a_few_at_a_time(bench: Bench) -> None:
     while portion := bench.lessor.advance(bench.now):
         portions.append(portion)
         assert len(portions) < 10
-    assert [len(portion) for portion in portions] == [EXPIRE_MAX, EXPIRE_MAX]
+    assert [len(portion) for portion in portions] == [EXPIRE_WORK, EXPIRE_WORK]
     assert not bench.lessor.busy
     ended = set()
     while portions:
@@ -198,6 +205,40 @@ def test_many_that_end_together_end_a_few_at_a_time(bench: Bench) -> None:
         if portion := bench.lessor.advance(bench.now):
             portions.append(portion)
     assert len(ended) == count
+
+
+def test_what_one_entry_ends_is_bounded_by_keys_too(bench: Bench) -> None:
+    """A lease with more keys than an entry should have is alone in it: they go at one revision."""
+    for id in range(1, 13):
+        bench.grant(id, ttl=2)
+        bench.attach(id, 3 * EXPIRE_WORK if id == 6 else EXPIRE_WORK // 5)
+    bench.now += 2.05
+    bench.lessor._last = bench.now  # no pause
+    portions = []
+    while len(portions) < 10:
+        portion = bench.lessor.advance(bench.now)
+        if portion:
+            portions.append(portion)
+            bench.end(*portion)
+        elif not bench.lessor.busy:
+            break
+    assert portions == [[1, 2, 3, 4], [5], [6], [7, 8, 9, 10], [11, 12]]
+    assert bench.lessor._work == 0
+
+
+def test_what_is_under_way_is_bounded_by_keys_too(bench: Bench) -> None:
+    for id in range(1, 13):
+        bench.grant(id, ttl=2)
+        bench.attach(id, 3 * EXPIRE_WORK)
+    bench.now += 2.05
+    bench.lessor._last = bench.now  # no pause
+    assert [bench.lessor.advance(bench.now) for _ in range(3)] == [[1], [2], []]
+    assert not bench.lessor.busy
+    bench.end(1)
+    assert bench.lessor.busy
+    bench.now += PATIENCE + 1
+    bench.lessor._last = bench.now
+    assert bench.lessor.advance(bench.now) == [2], "decided again, and nothing else with it"
 
 
 def test_a_take_over_in_slices_forgets_nobody(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

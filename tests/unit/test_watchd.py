@@ -7,6 +7,7 @@ connections take messages only when the test lets them. No sockets, no clock.
 from __future__ import annotations
 
 import random
+import struct
 from collections import deque
 
 import pytest
@@ -15,6 +16,7 @@ from cluster.feed import Feed
 from cluster.internal import Changes, HistoryRequest, Message, Tick, WatchAck, WatchAttach, WatchDetach
 from cluster.links import ClientFrame
 from cluster.metrics import WatchBoard
+from cluster.streams import SHARE_HEAD, SHARES
 from cluster.watchd import Watchd
 from kvorum import etcd_pb2 as pb
 from kvorum import wire
@@ -294,6 +296,52 @@ def test_a_paused_stream_that_only_asks_is_closed_alone(world: World) -> None:
         if record.id == 1 and record.kind == Kind.STREAM_MESSAGE
         for e in pb.WatchResponse.FromString(record.payload).events
     ] == [b"v"]
+
+
+def test_watchers_of_the_same_keys_share_what_they_are_told(world: World) -> None:
+    """Those of one client that takes it so; who is elsewhere in history, or paused, is told alone."""
+    create = pb.WatchRequest(create_request=pb.WatchCreateRequest(key=b"k")).SerializeToString()
+    late = pb.WatchRequest(create_request=pb.WatchCreateRequest(key=b"k", start_revision=4)).SerializeToString()
+    for id, request in ((1, create), (2, create), (3, create), (4, late)):
+        world.ask(
+            b"gateway",
+            wire.encode(Method.WATCH, Kind.STREAM_OPEN, 0, id, SHARES),
+            wire.encode(Method.WATCH, Kind.STREAM_MESSAGE, 0, id, request),
+        )
+    world.ask(b"gateway", wire.encode(Method.WATCH, Kind.STREAM_PAUSE, 0, 3, b""))
+    world.inbox.clear()
+    heard: dict[int, list[int]] = {1: [], 2: [], 3: [], 4: []}
+
+    def listen() -> set[int]:
+        kinds = set()
+        for record in world.inbox.pop(b"gateway", []):
+            kinds.add(record.kind)
+            payload, whom = record.payload, [record.id]
+            if record.kind == Kind.STREAM_SHARE:
+                (count,) = SHARE_HEAD.unpack_from(payload)
+                whom = [id for id, _ in struct.iter_unpack("<Qq", payload[4 : 4 + 16 * count])]
+                payload = payload[4 + 16 * count :]
+            for id in whom:
+                heard[id] += [event.kv.mod_revision for event in pb.WatchResponse.FromString(payload).events]
+        return kinds
+
+    world.put(b"k", b"2")
+    world.settle(2)
+    assert listen() == {Kind.STREAM_SHARE}
+    assert heard == {1: [2], 2: [2], 3: [], 4: []}
+    world.ask(b"gateway", wire.encode(Method.WATCH, Kind.STREAM_RESUME, 0, 3, b""))
+    for value in (b"3", b"4", b"5"):
+        world.put(b"k", value)
+        world.settle(2)
+    listen()
+    assert heard == {1: [2, 3, 4, 5], 2: [2, 3, 4, 5], 3: [2, 3, 4, 5], 4: [4, 5]}
+    world.stalled.add(b"gateway")
+    world.put(b"k", b"6")
+    world.settle(2)
+    world.stalled.clear()
+    world.settle(2)
+    listen()
+    assert [revisions[-1] for revisions in heard.values()] == [6, 6, 6, 6]
 
 
 def test_changes_that_have_waited_together_are_delivered_together(world: World) -> None:
