@@ -325,7 +325,8 @@ class Gateway:
             self.end(id, errors.NoLeader.code, errors.NoLeader.text)
         elif method == Method.WATCH:
             self._watches[id] = None
-            self._to_watch.append(wire.encode(Method.WATCH, Kind.STREAM_OPEN, 0, id, SHARES))
+            takes = b"" if id & OWN else SHARES  # the edge fans out, and knows no inner streams
+            self._to_watch.append(wire.encode(Method.WATCH, Kind.STREAM_OPEN, 0, id, takes))
         else:
             self._renewals[id] = 0
 

@@ -311,6 +311,26 @@ def test_curl(cluster: Cluster) -> None:
             watch.kill()
 
 
+def test_many_watchers_of_the_same(cluster: Cluster) -> None:
+    """Over JSON each is told for itself, beside gRPC's."""
+    port, asker, watchers = port_of(cluster), Asker(port_of(cluster)), []
+    for _ in range(20):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT)
+        connection.request("POST", "/v3/watch", json.dumps({"create_request": {"key": b64("all")}}))
+        watchers.append((connection, connection.getresponse()))
+    for _, watcher in watchers:
+        assert json.loads(watcher.readline())["result"]["created"]
+    for number in range(3):
+        asker.post(*put("all", str(number)))
+    for connection, watcher in watchers:
+        seen: list[str] = []
+        while len(seen) < 3:
+            seen += [event["kv"]["value"] for event in json.loads(watcher.readline())["result"]["events"]]
+        assert seen == [b64(str(number)) for number in range(3)]
+        connection.close()
+    asker.close()
+
+
 def test_the_ill_behaved_disturb_nobody(cluster: Cluster) -> None:
     """Garbage, halves, those who never read, those who never finish: while another is served."""
     port, pid = port_of(cluster), cluster.pid(0, "gateway")

@@ -412,6 +412,7 @@ def chunk(line: bytes) -> bytes:
 def test_a_watch_to_the_byte(world: World, client: Client) -> None:
     client.post("/v3/watch", b'{"create_request":{"key":"Zm9v"}}{"progress_request":{}}')
     opened, *messages = world.link.watch
+    assert opened.payload == b"", "what is told to many at once would not come here"
     assert [pb.WatchRequest.FromString(one.payload).WhichOneof("request_union") for one in messages] == [
         "create_request",
         "progress_request",
