@@ -167,6 +167,11 @@ class Gateway:
             answers, self._answers = b"".join(self._answers), []
             self.front.deliver(answers)
 
+    def drain(self) -> None:
+        """Keep nobody by HTTP/1.1, which has no GOAWAY. The rest is the edge's to do."""
+        if self._json is not None:
+            self._json.drain()
+
     # ---- to the others
 
     def _flush(self) -> None:
@@ -470,6 +475,7 @@ def main(argv: Sequence[str]) -> int:
     while not process.stopping:
         link.wait(stuck=gateway.stuck)
         gateway.turn()
+    gateway.drain()
     left = front.drain(GRACE_SECONDS)
     while left:
         link.wait(stuck=True)

@@ -261,7 +261,7 @@ class _Connection:
 
     def answered(self) -> None:
         self.exchange = self.taker = None
-        if self.http.our_state is not h11.DONE or self.http.their_state is not h11.DONE:
+        if self.owner.draining or self.http.our_state is not h11.DONE or self.http.their_state is not h11.DONE:
             self.close()
             return
         self._next()
@@ -304,6 +304,7 @@ class Connections:
     def __init__(self, tell: Callable[..., None], route: Route, tick_seconds: float) -> None:
         self.tell, self.route = tell, route
         self.held = 0
+        self.draining = False
         self._patience = max(1, int(WHOLE_SECONDS / tick_seconds))
         self._ticks = 0
         self._all: dict[int, _Connection] = {}
@@ -337,6 +338,14 @@ class Connections:
                 connection.taker.blocked(connection.blocked)
             if not connection.blocked and not connection.closing:
                 connection.advance()
+
+    def drain(self) -> None:
+        """Close each connection with the answer that it waits for; streams are cut."""
+        self.draining = True
+        for connection in self._all.values():
+            waits = connection.taker is not None and not connection.taker.endless
+            if not connection.closing and not waits:
+                connection.close()
 
     def watch_over(self, connection: _Connection) -> None:
         state, taker = connection.http.their_state, connection.taker

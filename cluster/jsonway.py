@@ -364,6 +364,9 @@ class JsonWay:
         taker.data(body)
         taker.end()
 
+    def drain(self) -> None:
+        self._connections.drain()
+
     def tick(self) -> None:
         self._connections.tick()
         self._pages.tick()

@@ -331,6 +331,35 @@ def test_many_watchers_of_the_same(cluster: Cluster) -> None:
     asker.close()
 
 
+def test_when_a_part_dies_those_who_wait_are_told(tmp_path: Path) -> None:
+    """Nobody hangs: a stream ends with an error, a call has an answer or an error, and soon all is well again."""
+    with Cluster(tmp_path, nodes=1) as cluster:
+        port = port_of(cluster)
+        ready(port)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT)
+        connection.request("POST", "/v3/watch", json.dumps({"create_request": {"key": b64("k")}}))
+        watching = connection.getresponse()
+        assert json.loads(watching.readline())["result"]["created"]
+        cluster.kill(0, "watch")
+        error = json.loads(watching.readline())["error"]
+        assert (error["code"], error["http_code"]) == (14, 503)
+        assert watching.readline() == b""
+        for process in ("apply", "raft", "gateway"):
+            cluster.kill(0, process)
+            eventually(lambda: fine(port), what=f"a put after the end of {process}")
+        connection.close()
+
+
+def fine(port: int) -> bool:
+    asker = Asker(port)
+    try:
+        return asker.post(*put("k", "v"))[0] == 200
+    except http.client.HTTPException as error:
+        raise ConnectionError(str(error)) from error
+    finally:
+        asker.close()
+
+
 def test_the_ill_behaved_disturb_nobody(cluster: Cluster) -> None:
     """Garbage, halves, those who never read, those who never finish: while another is served."""
     port, pid = port_of(cluster), cluster.pid(0, "gateway")

@@ -379,6 +379,19 @@ def test_when_apply_is_gone_those_who_wait_are_told(world: World, client: Client
     assert (status, json.loads(body)["code"]) == (503, 14)
 
 
+def test_at_the_end_connections_close_with_their_last_answer(world: World, client: Client) -> None:
+    idle, watching = Client(world, OTHER), Client(world, 7 << 32)
+    idle.get("/version")
+    watching.post("/v3/watch", b'{"create_request":{"key":"Zm9v"}}')
+    client.post("/v3/kv/range", b'{"key":"Zm9v"}')
+    world.gateway.drain()
+    world.gateway.turn()
+    assert (client.closed, idle.closed, watching.closed) == (False, True, True)
+    world.applied(world.link.apply[0], b"")
+    assert said(client.got()) == (200, b"{}")
+    assert client.closed
+
+
 def test_nobody_waits_for_the_answer(world: World, client: Client) -> None:
     client.post("/v3/kv/put", b'{"key":"Zm9v"}')
     world.event(edge.CLOSED, CONNECTION)
