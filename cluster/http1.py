@@ -172,12 +172,12 @@ class _Connection:
         if self.closing:
             return
         self.hold(len(data))
-        if self.owner.held > HELD_BYTES_MAX and self.held > len(data):
-            self.refuse(503)
-            return
         self.http.receive_data(data)
         self.advance()
         if self.closing:
+            return
+        if self.owner.held > HELD_BYTES_MAX and self.held and not (self.exchange is not None and self.whole):
+            self.refuse(503)
             return
         if self.exchange is not None and self.whole and self.held > AHEAD_BYTES_MAX:
             ahead = len(self.http.trailing_data[0])

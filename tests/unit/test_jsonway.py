@@ -337,6 +337,11 @@ def test_all_that_is_held_has_a_bound(world: World, monkeypatch: pytest.MonkeyPa
         client.send(bytes(30_000))
     assert world.gateway.json.held <= 100_000
     assert [client.got()[:12] for client in clients if client.closed] == [b"HTTP/1.1 503"] * 2
+    whole, new = Client(world, 8 << 32), Client(world, 9 << 32)
+    new.send(b"POST /v3/kv/put HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n" + bytes(30_000))
+    assert new.got()[:12] == b"HTTP/1.1 503"
+    whole.get("/version?" + "x" * 30_000)
+    assert said(whole.got())[0] == 200, "who asks for nothing that is kept is served"
 
 
 def test_half_a_connection(world: World, client: Client) -> None:
