@@ -13,9 +13,9 @@ have been done, and etcd's clients know that of this text.
 A call's id on the edge is its id on its way to apply and watch. Calls that are made here have ids of their own, with a
 bit that no stream of HTTP/2 has.
 
-Back-pressure: what apply takes no more of waits here, one frame, and meanwhile the edge isn't asked; what it doesn't
-take in stays in the sockets. Answers are the edge's to bound (native/edge.h); a Watch stream whose reader is slow is
-paused at the watch process, which serves it from history when it reads again.
+Back-pressure: what apply takes no more of waits here, one frame, for a while, and meanwhile the edge isn't asked; what
+it doesn't take in stays in the sockets. Answers are the edge's to bound (native/edge.h); a Watch stream whose reader is
+slow is paused at the watch process, which serves it from history when it reads again.
 """
 
 from __future__ import annotations
@@ -52,8 +52,9 @@ if TYPE_CHECKING:
 OWN = 1 << 31
 """In the lower half of a call's id: made here."""
 STATUS_TICKS = 5
+UNSENT_TICKS = 50
+"""So long a call waits for an apply process that is starting, or stuck."""
 LOST = errors.Unavailable("etcdserver: request timed out, possibly due to connection lost", Code.UNAVAILABLE)
-STOPPED = errors.Unavailable("etcdserver: server stopped", Code.UNAVAILABLE)
 
 Then = Callable[[int, bytes], None]
 """What to do with an answer: its status, and payload or error text."""
@@ -64,11 +65,11 @@ Told = Callable[[int, int, bytes | Message], None]
 
 class Link(Protocol):
     def receive(self) -> Iterable[Tick | Answers | Streamed | Lost]: ...
-    def to_apply(self, frame: bytes) -> bool | None:
-        """False: not now. None: there is nobody."""
+    def to_apply(self, frame: bytes) -> bool:
+        """False: not now."""
         ...
 
-    def to_watch(self, frame: bytes) -> bool | None: ...
+    def to_watch(self, frame: bytes) -> bool: ...
 
 
 class Front(Protocol):
@@ -127,6 +128,7 @@ class Gateway:
         self._to_watch: list[bytes] = []
         self._answers: list[bytes] = []
         self._unsent: dict[str, bytes] = {}  # a frame that apply, or watch, has no room for yet
+        self._unsent_since: dict[str, int] = {}
 
     @property
     def json(self) -> JsonWay:
@@ -178,16 +180,14 @@ class Gateway:
         self._send("apply", self._to_apply, self.link.to_apply)
         self._send("watch", self._to_watch, self.link.to_watch)
 
-    def _send(self, whom: str, records: list[bytes], send: Callable[[bytes], bool | None]) -> None:
+    def _send(self, whom: str, records: list[bytes], send: Callable[[bytes], bool]) -> None:
         while whom in self._unsent or records:
             frame = self._unsent.pop(whom, b"") or _frame(records)
-            sent = send(frame)
-            if sent is None:
-                records.clear()  # first, for whoever is told of the loss may ask for more
-                self._lost(whom)
-            elif not sent:
+            if not send(frame):
                 self._unsent[whom] = frame
+                self._unsent_since.setdefault(whom, self._ticks)
                 return
+            self._unsent_since.pop(whom, None)
 
     def ask(self, method: int, request: Message | bytes, then: Then) -> None:
         """Call apply; `then` is told what it answered."""
@@ -234,6 +234,7 @@ class Gateway:
     def _lost(self, whom: str) -> None:
         """Apply, or watch, is gone, and with it what was under way there."""
         self._unsent.pop(whom, None)
+        self._unsent_since.pop(whom, None)
         if whom == "watch":
             for id in list(self._watches):
                 self.end(id, LOST.code, LOST.text)
@@ -419,6 +420,8 @@ class Gateway:
         self._ticks += 1
         if self._json is not None:
             self._json.tick()
+        for whom in [whom for whom, since in self._unsent_since.items() if self._ticks - since > UNSENT_TICKS]:
+            self._lost(whom)
         if self._ticks % STATUS_TICKS == 0:
             self.ask(Method.STATUS, pb.StatusRequest(), self._told_status)
         self.board.streams.set(len(self._watches) + len(self._renewals))

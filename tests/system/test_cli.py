@@ -74,7 +74,7 @@ def test_version_and_help_say_what_this_is() -> None:
     assert kvorum("version").stdout == f"kvorum {version.KVORUM} (API of etcd {version.ETCD})\n"
     text = " ".join(kvorum("node", "--help").stdout.split())
     assert "--initial-advertise-peer-urls" in text
-    assert "reserved for the etcd gateway, which this version does not have: nothing listens there" in text
+    assert "where programs that speak etcd's API come in" in text
 
 
 def test_local_ports_are_etcds_own_or_counted_from_the_base() -> None:

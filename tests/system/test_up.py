@@ -55,7 +55,7 @@ def test_up_shows_a_cluster_at_work_keeps_it_and_down_leaves_nothing_but_the_dat
         pid,
         *(n for file in tmp_path.glob(".kvorum/data/*/pids.json") for n in json.loads(file.read_text()).values()),
     ]
-    assert len([n for n in pids if isinstance(n, int)]) == 13
+    assert len([n for n in pids if isinstance(n, int)]) == 16
     down = up("down")
     assert (down.returncode, "no process is left" in down.stdout) == (0, True)
     assert not any(alive(n) for n in pids if isinstance(n, int))

@@ -139,6 +139,16 @@ def test_what_apply_has_no_room_for_waits_and_the_edge_is_not_asked_meanwhile(wo
     assert not world.gateway.stuck
 
 
+def test_what_apply_never_takes_is_answered_after_a_while(world: World) -> None:
+    world.link.room = False
+    world.event(edge.BEGUN, CALL, method=Method.LEASE_KEEP_ALIVE)
+    world.event(edge.MESSAGE, CALL, payload=b"1")
+    for _ in range(60):
+        world.arrives(Tick())
+    assert Method.PUT in world.front.failed
+    assert world.front.said == {CALL: [Said(edge.END, LOST.code, LOST.text.encode())]}
+
+
 def test_a_call_with_credentials_is_passed_on_too(world: World) -> None:
     world.event(edge.CALL, CALL, method=Method.RANGE, payload=b"a range", status=edge.TOKEN)
     assert world.link.apply == [wire.Record(Method.RANGE, Kind.CALL, 0, CALL, b"a range")]
