@@ -399,9 +399,13 @@ def test_at_the_end_connections_close_with_their_last_answer(world: World, clien
 
 def test_nobody_waits_for_the_answer(world: World, client: Client) -> None:
     client.post("/v3/kv/put", b'{"key":"Zm9v"}')
-    world.event(edge.CLOSED, CONNECTION)
-    world.applied(world.link.apply[0], b"")
-    assert client.got() == b""
+    other = Client(world, OTHER)
+    other.get("/health")
+    for id in (CONNECTION, OTHER):
+        world.event(edge.CLOSED, id)
+    for call in list(world.link.apply):
+        world.applied(call, b"")
+    assert client.got() == other.got() == b""
     assert len(world.gateway.json) == 0
     assert world.gateway.json.held == 0
 
