@@ -168,6 +168,8 @@ class Applyd:
             Method.HELLO: self._hello,
             Method.STATUS: self._tell_status,
             Method.MEMBER_LIST: self._member_list,
+            Method.HASH: self._hash,
+            Method.HASH_KV: self._hash,
             Method.MOVE_LEADER: self._move_leader,
             Method.LEASE_KEEP_ALIVE: self._landlord.keep_alive,
             Method.LEASE_TIME_TO_LIVE: self._landlord.time_to_live,
@@ -418,16 +420,18 @@ class Applyd:
         if path is Path.WRITE:
             self._guard(method, payload)
             return self._landlord.settled(payload) if method == Method.LEASE_GRANT else payload
-        serializable = path is Path.SERIALIZABLE
         if len(payload) > self.limits.max_request_bytes:
             raise errors.RequestTooLarge
+        self._begin_read(caller, payload, serializable=path is Path.SERIALIZABLE)
+        return None
+
+    def _begin_read(self, caller: Caller, payload: bytes, *, serializable: bool) -> None:
         if serializable and not self._reads.fresh:
             self.read(caller, payload)
         elif self._reads.waiting >= READS_MAX or self._reads.bytes + len(payload) > READS_BYTES_MAX:
             raise errors.TooManyRequests
         else:
             self._reads.add(Read(caller, payload, self.ticks), serializable=serializable)
-        return None
 
     def _guard(self, method: int, payload: bytes) -> None:
         if self._overloaded:
@@ -568,6 +572,11 @@ class Applyd:
     def _lease_list(self, caller: Caller, payload: bytes) -> None:
         parsed(pb.LeaseLeasesRequest, payload)
         self._reads.add(Read(caller, payload, self.ticks))
+
+    def _hash(self, caller: Caller, payload: bytes) -> None:
+        """Of what is here: whoever compares members doesn't want the leader's word for it."""
+        parsed(wire.METHODS[Method(caller.method)].request, payload)
+        self._begin_read(caller, payload, serializable=True)
 
     def _move_leader(self, caller: Caller, payload: bytes) -> None:
         target = parsed(pb.MoveLeaderRequest, payload).targetID

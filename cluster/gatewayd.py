@@ -3,7 +3,7 @@
     etcd clients ──▶ edge (C) ──calls────▶ apply     plain calls: whole batches, untouched on both ways
                           │   ◀─answers──
                           ├───streams────▶ watch     the same way; a Watch stream is a stream of ours
-                          └───events─────▶ Gateway   all else: lease streams, and what is answered here
+                          └───events─────▶ Gateway   all else: lease streams, locks, and what is answered here
                                              └─ JsonWay   HTTP/1.1: JSON, /health and the like
 
 It keeps nothing that anybody would miss: calls under way, and which streams are open. If it dies, connections break and
@@ -37,6 +37,7 @@ from cluster.links import Answers, GatewayLink, Lost, Streamed
 from cluster.local_answers import LOCAL, Local
 from cluster.metrics import GatewayBoard
 from cluster.process import Process
+from cluster.recipecalls import RecipeCalls
 from cluster.streams import SHARE_HEAD, SHARES
 from kvorum import errors, wire
 from kvorum import etcd_pb2 as pb
@@ -121,6 +122,8 @@ class Gateway:
         self._last_own = 0
         self._own: dict[int, Then] = {}
         self._inner: dict[int, Told] = {}  # calls made here that are dealt with like those of clients
+        self._own_watches: dict[int, Then] = {}
+        self.recipes = RecipeCalls(self, LOST)
         self._watches: dict[int, None] = {}
         self._renewals: dict[int, int] = {}  # lease streams, and how many answers they wait for
         self._closing: set[int] = set()  # lease streams whose client says no more
@@ -225,6 +228,23 @@ class Gateway:
         if self._inner.pop(id, None) is not None:
             self._cancelled(id, connection=False)
 
+    def watch(self, request: Message, then: Then) -> int:
+        """Open a stream to watch with this one request; `then` is told each of its responses, or how it ended: once,
+        with a status. Returns its id, for `unwatch`."""
+        self._last_own += 1
+        id = self._last_own << 32 | OWN
+        self._own_watches[id] = then
+        self._to_watch += [
+            wire.encode(Method.WATCH, Kind.STREAM_OPEN, 0, id, b""),
+            wire.encode(Method.WATCH, Kind.STREAM_MESSAGE, 0, id, request.SerializeToString()),
+        ]
+        return id
+
+    def unwatch(self, id: int) -> None:
+        """`then` is told nothing more, not even of the end."""
+        if self._own_watches.pop(id, None) is not None:
+            self._to_watch.append(wire.encode(Method.WATCH, Kind.STREAM_CLOSE, 0, id, b""))
+
     def _own_answers(self, frame: bytes) -> None:
         for record in wire.decode(frame):
             then = self._own.pop(record.id, None) if record.id & OWN else None
@@ -239,6 +259,10 @@ class Gateway:
             for id in list(self._watches):
                 self.end(id, LOST.code, LOST.text)
             self._watches.clear()
+            self._to_watch.clear()
+            own, self._own_watches = self._own_watches, {}
+            for then in own.values():
+                then(LOST.code, LOST.text.encode())
             return
         for method in wire.METHODS:
             if method not in (Method.WATCH, Method.LEASE_KEEP_ALIVE):
@@ -375,9 +399,13 @@ class Gateway:
     def _cancelled(self, id: int, *, connection: bool) -> None:
         if not connection:
             self._forget(id)
+            self.recipes.cancel(id)
             return
         for gone in [one for one in (*self._watches, *self._renewals) if one >> 32 == id >> 32 and not one & OWN]:
             self._forget(gone)
+        for gone in self.recipes.of_connection(id >> 32):
+            if not gone & OWN:
+                self.recipes.cancel(gone)
 
     def _forget(self, id: int) -> None:
         if id in self._watches:
@@ -392,15 +420,14 @@ class Gateway:
         if frame[5] == Kind.STREAM_SHARE:
             self._share(frame)
             return
+        if frame[11] & 0x80:  # of a stream of ours, alone as all are: the bit is OWN
+            self._own_events(frame)
+            return
         self.front.deliver(frame)
         if frame[5] == Kind.STREAM_CLOSE:  # goes alone
             for record in wire.decode(frame):
                 if record.kind == Kind.STREAM_CLOSE:
                     self._watches.pop(record.id, None)
-        if self._inner:
-            for record in wire.decode(frame):
-                if record.id & OWN:
-                    self._answer(record.kind, record.id, record.payload, record.status)
 
     def _share(self, frame: bytes) -> None:
         """One message to many streams; each has its own watch_id at its end, as the order of fields means nothing."""
@@ -414,6 +441,17 @@ class Gateway:
             ends.append(len(suffixes))
         self.front.fan_out(frame[end:], calls, suffixes, ends)
 
+    def _own_events(self, frame: bytes) -> None:
+        for record in wire.decode(frame):
+            ended = record.kind == Kind.STREAM_CLOSE
+            if record.id in self._own_watches:
+                then = self._own_watches.pop(record.id) if ended else self._own_watches[record.id]
+                then(record.status or (LOST.code if ended else 0), record.payload)
+                continue
+            if ended:
+                self._watches.pop(record.id, None)
+            self._answer(record.kind, record.id, record.payload, record.status)
+
     # ---- time
 
     def _tick(self) -> None:
@@ -424,7 +462,7 @@ class Gateway:
             self._lost(whom)
         if self._ticks % STATUS_TICKS == 0:
             self.ask(Method.STATUS, pb.StatusRequest(), self._told_status)
-        self.board.streams.set(len(self._watches) + len(self._renewals))
+        self.board.streams.set(len(self._watches) + len(self._renewals) + len(self.recipes))
 
     def _told_status(self, status: int, answer: bytes) -> None:
         self.has_leader = status == 0 and pb.StatusResponse.FromString(answer).leader != 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from google.protobuf.message import Message
 
+from cluster import recipes
 from kvorum import errors
 from kvorum import etcd_pb2 as pb
 from kvorum.errors import Code
@@ -70,6 +71,10 @@ def _health(gateway: Gateway, id: int, request: pb.HealthCheckRequest) -> None:
     gateway.reply(id, pb.HealthCheckResponse(status=serving))
 
 
+def _recipe(recipe: Callable[[Any], recipes.Steps[None]]) -> Answer:
+    return lambda gateway, id, request: gateway.recipes.begin(id, recipe(request))
+
+
 _EMPTY = pb.DefragmentRequest  # whatever is in the request doesn't matter
 _NO_MEMBERS = _missing("members are fixed by --initial-cluster until membership changes are there")
 _NO_USERS = _missing("users and roles are not there yet")
@@ -78,8 +83,6 @@ _header_only = _with_header(lambda header: pb.HeaderResponse(header=header))
 _TABLE: list[tuple[str, type[Message], Answer]] = [
     ("/etcdserverpb.Maintenance/Alarm", pb.AlarmRequest, _alarm),
     ("/etcdserverpb.Maintenance/Defragment", _EMPTY, _same(pb.DefragmentResponse())),
-    ("/etcdserverpb.Maintenance/Hash", _EMPTY, _missing("hashes are not there yet")),
-    ("/etcdserverpb.Maintenance/HashKV", _EMPTY, _missing("hashes are not there yet")),
     ("/etcdserverpb.Maintenance/Snapshot", _EMPTY, _missing("use `kvorum export` on a stopped node's data directory")),
     ("/etcdserverpb.Maintenance/Downgrade", _EMPTY, _missing("there is nothing to downgrade to")),
     *(
@@ -105,6 +108,13 @@ _TABLE: list[tuple[str, type[Message], Answer]] = [
             *("RoleAdd", "RoleDelete", "RoleGrantPermission", "RoleRevokePermission"),
         )
     ),
+    ("/v3lockpb.Lock/Lock", pb.LockRequest, _recipe(recipes.lock)),
+    ("/v3lockpb.Lock/Unlock", pb.UnlockRequest, _recipe(recipes.unlock)),
+    ("/v3electionpb.Election/Campaign", pb.CampaignRequest, _recipe(recipes.campaign)),
+    ("/v3electionpb.Election/Proclaim", pb.ProclaimRequest, _recipe(recipes.proclaim)),
+    ("/v3electionpb.Election/Leader", pb.LeaderRequest, _recipe(recipes.leader)),
+    ("/v3electionpb.Election/Observe", pb.LeaderRequest, _recipe(recipes.observe)),
+    ("/v3electionpb.Election/Resign", pb.ResignRequest, _recipe(recipes.resign)),
     ("/grpc.health.v1.Health/Check", pb.HealthCheckRequest, _health),
 ]
 

@@ -58,6 +58,8 @@ class Method(IntEnum):
     LEASE_LEASES = 12
     MEMBER_LIST = 13
     STATUS = 18
+    HASH = 20
+    HASH_KV = 21
     MOVE_LEADER = 23
     MEMBER_PUBLISH = 64
     LEASE_EXPIRE = 65
@@ -92,6 +94,8 @@ METHODS: dict[Method, Shape] = {
     Method.LEASE_LEASES: Shape("/etcdserverpb.Lease/LeaseLeases", pb.LeaseLeasesRequest, pb.LeaseLeasesResponse),
     Method.MEMBER_LIST: Shape("/etcdserverpb.Cluster/MemberList", pb.MemberListRequest, pb.MemberListResponse),
     Method.STATUS: Shape("/etcdserverpb.Maintenance/Status", pb.StatusRequest, pb.StatusResponse),
+    Method.HASH: Shape("/etcdserverpb.Maintenance/Hash", pb.HashRequest, pb.HashResponse),
+    Method.HASH_KV: Shape("/etcdserverpb.Maintenance/HashKV", pb.HashKVRequest, pb.HashKVResponse),
     Method.MOVE_LEADER: Shape("/etcdserverpb.Maintenance/MoveLeader", pb.MoveLeaderRequest, pb.MoveLeaderResponse),
 }
 """What a client may call. The numbers between are kept for the rest of etcd's API, in its own order."""

@@ -13,7 +13,7 @@ engine loses batches only from the end, and the log keeps everything behind the 
 the store back to some earlier entry, and applying the log from there on leads to the very same store (nothing here
 looks at a clock, a random number, or local configuration).
 
-Rooms: codec (bytes), requests (rules), reads, history, leases, txn, turn, compaction. Pure.
+Rooms: codec (bytes), requests (rules), reads, history, hashes, leases, txn, turn, compaction. Pure.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kvorum import errors
 from kvorum import etcd_pb2 as pb
 from kvorum.wire import Method
 from native.plain import Scanner
-from storage import codec, compaction, requests, txn
+from storage import codec, compaction, hashes, requests, txn
 from storage.engine import Engine
 from storage.history import Change, Past, events
 from storage.leases import Leases
@@ -152,7 +152,7 @@ class Keyspace:
         return turn.changes
 
     def read(self, method: int, payload: bytes) -> Result | Scan:
-        """Answer a RANGE or a read-only TXN from the state of the last commit.
+        """Answer a RANGE, a read-only TXN, a HASH or a HASH_KV from the state of the last commit.
 
         A small one is answered at once. A large one has done its first slice and is handed back as a Scan. Refusals are
         results; only errors of the engine are raised.
@@ -178,6 +178,11 @@ class Keyspace:
         return scan.step() or scan
 
     def _reading(self, view: _View, method: int, payload: bytes) -> Steps[bytes]:
+        if method == Method.HASH:
+            return hashes.hash_all(self.engine, Meter())
+        if method == Method.HASH_KV:
+            revision = pb.HashKVRequest.FromString(payload).revision
+            return hashes.hash_kv(self.engine, revision, view.revision, lambda: self.compacted, Meter())
         if method not in (Method.RANGE, Method.TXN):
             raise errors.Unimplemented
         request = requests.parse(method, payload)

@@ -185,6 +185,51 @@ REQUESTS: list[tuple[str, Any]] = [
     ("auth/authenticate", {"name": "a", "password": "b"}),
 ]
 
+LEADER = {"name": b64("e"), "key": b64("e/8"), "lease": "8"}
+LOCKS: list[tuple[str, Any]] = [
+    ("lease/grant", {"TTL": 600, "ID": "8"}),
+    ("lock/lock", {"name": b64("l"), "lease": "8"}),
+    ("kv/range", {"key": b64("l/8")}),
+    ("lock/unlock", {"key": b64("l/8")}),
+    ("lock/unlock", {"key": b64("nothing")}),
+    ("lock/lock", {"name": b64("l"), "lease": "99"}),
+    ("election/leader", {"name": b64("e")}),
+    ("election/campaign", {"name": b64("e"), "lease": "8", "value": b64("me")}),
+    ("election/leader", {"name": b64("e")}),
+    ("election/proclaim", {"leader": {**LEADER, "rev": "4"}, "value": b64("still me")}),
+    ("election/proclaim", {"value": b64("nobody")}),
+    ("election/resign", {"leader": {**LEADER, "rev": "4"}}),
+    ("election/resign", {}),
+    ("election/leader", {"name": b64("e")}),
+]
+
+
+def test_locks_and_elections_are_as_etcds(tmp_path: Path) -> None:
+    with both(tmp_path) as (ours, theirs):
+        askers = Asker(ours), Asker(theirs)
+        for path, body in LOCKS:
+            answer, wanted = [asker.post(path, body) for asker in askers]
+            assert answer == wanted, (path, body)
+        for asker in askers:
+            asker.close()
+        seen, wanted_seen = [observed(port) for port in (ours, theirs)]
+        assert seen == wanted_seen
+
+
+def observed(port: int) -> list[Any]:
+    """What somebody sees who observes an election, and who takes the lock that another gives up by going away."""
+    asker = Asker(port)
+    asker.post("election/campaign", {"name": b64("e"), "lease": "8", "value": b64("one")})
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT)
+    connection.request("POST", "/v3/election/observe", json.dumps({"name": b64("e")}))
+    answer = connection.getresponse()
+    lines = [bare(json.loads(answer.readline()))]
+    asker.post(*put("e/8", "two", ignore_lease=True))
+    lines.append(bare(json.loads(answer.readline())))
+    connection.close()
+    asker.close()
+    return lines
+
 
 def test_a_real_etcd_answers_the_same(tmp_path: Path) -> None:
     with both(tmp_path) as (ours, theirs):
