@@ -392,15 +392,20 @@ class Gateway:
         if frame[5] == Kind.STREAM_SHARE:
             self._share(frame)
             return
+        if frame[11] & 0x80:  # of one of our streams, as each frame is of one: the bit is OWN
+            self._inner_events(frame)
+            return
         self.front.deliver(frame)
         if frame[5] == Kind.STREAM_CLOSE:  # goes alone
             for record in wire.decode(frame):
                 if record.kind == Kind.STREAM_CLOSE:
                     self._watches.pop(record.id, None)
-        if self._inner:
-            for record in wire.decode(frame):
-                if record.id & OWN:
-                    self._answer(record.kind, record.id, record.payload, record.status)
+
+    def _inner_events(self, frame: bytes) -> None:
+        for record in wire.decode(frame):
+            if record.kind == Kind.STREAM_CLOSE:
+                self._watches.pop(record.id, None)
+            self._answer(record.kind, record.id, record.payload, record.status)
 
     def _share(self, frame: bytes) -> None:
         """One message to many streams; each has its own watch_id at its end, as the order of fields means nothing."""
