@@ -5,9 +5,10 @@
 
 h11 knows the grammar; here are the lives of connections, and their bounds. Requests of a connection are answered one
 after the other, as they came. What is read ahead of an answer is bounded by PAUSE, and no request is begun while the
-client doesn't take the answers to earlier ones. A head is of at most HEAD_BYTES_MAX, as with etcd; a body of as much as
-its Taker takes; both have to be whole within WHOLE_SECONDS; and all that is held for strangers is HELD_BYTES_MAX: who
-asks for more then is sent away. A broken request gets a status and the end of its connection; nobody else notices.
+client doesn't take the answers to earlier ones. A head is of at most HEAD_BYTES_MAX, as with etcd, and whole within
+HEAD_SECONDS; a body is of as much as its Taker takes, and whole within BODY_SECONDS. All that is held for strangers is
+HELD_BYTES_MAX: who asks for more then is sent away. A broken request gets a status and the end of its connection;
+nobody else notices.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ HEAD_BYTES_MAX = 1 << 20
 HELD_BYTES_MAX = 256 << 20
 AHEAD_BYTES_MAX = 64 << 10
 """Read of the requests after the one that is being answered."""
-WHOLE_SECONDS = 60.0
+HEAD_SECONDS = 5.0
+BODY_SECONDS = 60.0
 
 TEXT = "text/plain; charset=utf-8"
 JSON = "application/json"
@@ -271,7 +273,7 @@ class _Connection:
 
     def refuse(self, status: int) -> None:
         """Say what is wrong, if nothing is said yet, and end the connection."""
-        if self.http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+        if not self.closing and self.http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             phrase = f"{status} {HTTPStatus(status).phrase}"
             fields = [("Content-Type", TEXT), ("Connection", "close"), ("Content-Length", str(len(phrase)))]
             response = h11.Response(status_code=status, headers=fields, reason=HTTPStatus(status).phrase)
@@ -305,10 +307,11 @@ class Connections:
         self.tell, self.route = tell, route
         self.held = 0
         self.draining = False
-        self._patience = max(1, int(WHOLE_SECONDS / tick_seconds))
+        self._tick_seconds = tick_seconds
         self._ticks = 0
         self._all: dict[int, _Connection] = {}
-        self._whole_by: dict[int, int] = {}  # connections that owe us the rest of a request, oldest first
+        self._heads_by: dict[int, int] = {}  # connections that owe us the rest of a head, and until when; oldest first
+        self._bodies_by: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self._all)
@@ -326,7 +329,8 @@ class Connections:
             return
         if kind == edge.CLOSED:
             del self._all[id]
-            self._whole_by.pop(id, None)
+            self._heads_by.pop(id, None)
+            self._bodies_by.pop(id, None)
             if not connection.closing:
                 connection.lost()
         elif kind == edge.HALF_CLOSED:
@@ -349,20 +353,23 @@ class Connections:
 
     def watch_over(self, connection: _Connection) -> None:
         state, taker = connection.http.their_state, connection.taker
-        owes = state is h11.SEND_BODY or (state is h11.IDLE and connection.held > 0)
-        if connection.closing or not owes or (taker is not None and taker.endless):
-            self._whole_by.pop(connection.id, None)
-        else:
-            self._whole_by.setdefault(connection.id, self._ticks + self._patience)
+        head = state is h11.IDLE and connection.held > 0
+        body = state is h11.SEND_BODY and not (taker is not None and taker.endless)
+        for owed, by, seconds in ((head, self._heads_by, HEAD_SECONDS), (body, self._bodies_by, BODY_SECONDS)):
+            if owed and not connection.closing:
+                by.setdefault(connection.id, self._ticks + max(1, int(seconds / self._tick_seconds)))
+            else:
+                by.pop(connection.id, None)
 
     def tick(self) -> None:
         self._ticks += 1
-        while self._whole_by:
-            id, by = next(iter(self._whole_by.items()))
-            if by > self._ticks:
-                return
-            del self._whole_by[id]
-            self._all[id].refuse(408)
+        for owing in (self._heads_by, self._bodies_by):
+            while owing:
+                id, by = next(iter(owing.items()))
+                if by > self._ticks:
+                    break
+                del owing[id]
+                self._all[id].refuse(408)
 
 
 _second = [0, ""]

@@ -314,18 +314,21 @@ def test_whatever_comes_everybody_else_is_served(pieces: list[bytes], between: l
 
 
 def test_a_request_that_never_becomes_whole_ends(world: World, client: Client) -> None:
-    world.event(edge.BYTES, OTHER, payload=b"POST /v3/kv/put HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{")
+    """However it is spun out. Who asks for nothing, or has asked, may stay."""
+    body, idle, waiting = Client(world, OTHER), Client(world, 7 << 32), Client(world, 8 << 32)
+    body.send(b"POST /v3/kv/put HTTP/1.1\r\nHost: a\r\nContent-Length: 9000\r\n\r\n{")
     client.send(b"GET /ver")
-    idle = Client(world, 7 << 32)
     idle.get("/version")
-    for tick in range(int(http1.WHOLE_SECONDS / 0.1)):
-        assert not client.closed, tick
-        world.arrives(Tick())
-        client.send(b"s")
-    assert client.closed
-    assert client.got().startswith(b"HTTP/1.1 408")
-    assert Client(world, OTHER).closed
+    waiting.post("/v3/kv/range", b'{"key":"Zm9v"}')
+    for owing, seconds in ((client, http1.HEAD_SECONDS), (body, http1.BODY_SECONDS - http1.HEAD_SECONDS)):
+        for tick in range(int(seconds / 0.1)):
+            assert not owing.closed, tick
+            world.arrives(Tick())
+            owing.send(b"s")
+        assert owing.closed
+        assert owing.got().startswith(b"HTTP/1.1 408")
     assert not idle.closed
+    assert not waiting.closed
 
 
 def test_all_that_is_held_has_a_bound(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -460,7 +463,7 @@ def test_a_watch_may_be_told_more_while_it_runs(world: World, client: Client) ->
     assert len(world.link.watch) == 2
     client.send(chunk(b'el_request":{}}'))
     assert pb.WatchRequest.FromString(world.link.watch[-1].payload).HasField("cancel_request")
-    for _ in range(int(http1.WHOLE_SECONDS / 0.1) + 1):
+    for _ in range(int(http1.BODY_SECONDS / 0.1) + 1):
         world.arrives(Tick())
     assert not client.closed, "its body has no end"
 
