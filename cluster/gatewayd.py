@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import struct
 import sys
+import time
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -245,6 +246,11 @@ class Gateway:
         if self._own_watches.pop(id, None) is not None:
             self._to_watch.append(wire.encode(Method.WATCH, Kind.STREAM_CLOSE, 0, id, b""))
 
+    def pause(self, id: int, paused: bool) -> None:
+        """Have watch send nothing on this stream until it is told to go on."""
+        kind = Kind.STREAM_PAUSE if paused else Kind.STREAM_RESUME
+        self._to_watch.append(wire.encode(Method.WATCH, kind, 0, id, b""))
+
     def _own_answers(self, frame: bytes) -> None:
         for record in wire.decode(frame):
             then = self._own.pop(record.id, None) if record.id & OWN else None
@@ -381,8 +387,9 @@ class Gateway:
 
     def _blocked(self, id: int, blocked: bool) -> None:
         if id in self._watches:
-            kind = Kind.STREAM_PAUSE if blocked else Kind.STREAM_RESUME
-            self._to_watch.append(wire.encode(Method.WATCH, kind, 0, id, b""))
+            self.pause(id, blocked)
+        else:
+            self.recipes.block(id, blocked)
 
     def _half_closed(self, id: int) -> None:
         if id in self._renewals:
@@ -517,11 +524,11 @@ def main(argv: Sequence[str]) -> int:
         link.wait(stuck=gateway.stuck)
         gateway.turn()
     gateway.drain()
-    left = front.drain(GRACE_SECONDS)
-    while left:
+    gateway.recipes.stop()
+    until = time.monotonic() + GRACE_SECONDS
+    while front.drain(GRACE_SECONDS) or (len(gateway.recipes) and time.monotonic() < until):
         link.wait(stuck=True)
         gateway.turn()
-        left = front.drain(GRACE_SECONDS)
     front.close()
     return 0
 

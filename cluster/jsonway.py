@@ -189,7 +189,9 @@ class _Unary:
         self._id = self._way.gateway.inner(self._told)
         self._way.gateway.inner_call(self._id, number, payload, edge.HAS_LEADER if self._has_leader else 0)
 
-    def blocked(self, blocked: bool) -> None: ...
+    def blocked(self, blocked: bool) -> None:
+        if self._id:
+            self._way.gateway.inner_blocked(self._id, blocked)
 
     def gone(self) -> None:
         self._body.clear()

@@ -2,7 +2,8 @@
 
 A call waits either for an answer of apply or for events of one watch of its own. It ends with its answer, its error,
 or the loss of the process that it waits for, as etcd's "connection lost"; when its client goes, it is led out by its
-recipe. Then nothing of it is left: no call here, no stream at the watch process.
+recipe. Then nothing of it is left: no call here, no stream at the watch process. Who observes and doesn't read is
+paused at the watch process, as every slow watcher is.
 """
 
 from __future__ import annotations
@@ -28,17 +29,19 @@ class Gateway(Protocol):
         ...
 
     def unwatch(self, id: int) -> None: ...
+    def pause(self, id: int, paused: bool) -> None: ...
     def reply(self, id: int, response: Message | bytes) -> None: ...
     def send(self, id: int, payload: bytes) -> None: ...
     def end(self, id: int, status: int = 0, text: str = "") -> None: ...
 
 
 class _Call:
-    __slots__ = ("going", "id", "recipe", "shown", "watch")
+    __slots__ = ("blocked", "going", "id", "recipe", "shown", "watch")
 
     def __init__(self, id: int, recipe: Steps[None]) -> None:
         self.id, self.recipe = id, recipe
         self.watch = 0
+        self.blocked = False  # its client doesn't read: it is told of nothing new
         self.going = False  # its client has gone
         self.shown = False  # and the recipe knows
 
@@ -71,6 +74,20 @@ class RecipeCalls:
         call.going = True
         if call.watch:  # else it waits for an answer, and that comes
             self._throw(call, self._gone(call))
+
+    def stop(self) -> None:
+        """End all calls, as this process will; they leave their queues first, if there is time."""
+        for id in list(self._calls):
+            self._gateway.end(id, errors.Stopped.code, errors.Stopped.text)
+            self.cancel(id)
+
+    def block(self, id: int, blocked: bool) -> None:
+        """The client reads too slowly, or reads again. Ids of no call here are ignored."""
+        call = self._calls.get(id)
+        if call is not None:
+            call.blocked = blocked
+            if call.watch:
+                self._gateway.pause(call.watch, blocked)
 
     # ---- steps
 
@@ -109,6 +126,8 @@ class RecipeCalls:
                 create = pb.WatchCreateRequest(key=key, range_end=range_end, start_revision=start)
                 wanted = pb.WatchRequest(create_request=create)
                 call.watch = self._gateway.watch(wanted, lambda status, answer: self._seen(call, status, answer))
+                if call.blocked:
+                    self._gateway.pause(call.watch, True)
             case Reply(message):
                 call.recipe.close()
                 self._finish(call, answer=message)

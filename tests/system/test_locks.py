@@ -112,9 +112,18 @@ def refusal(call: Any) -> tuple[Any, str]:
 
 
 @pytest.fixture(scope="module")
-def kvorum_addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with Cluster(tmp_path_factory.mktemp("locks"), nodes=3, shared=True) as cluster:
-        yield tuple(f"127.0.0.1:{cluster.places[node].port}" for node in (0, 1))  # type: ignore[misc]
+        yield cluster
+
+
+def address(cluster: Cluster, node: int) -> str:
+    return f"127.0.0.1:{cluster.places[node].port}"
+
+
+@pytest.fixture(scope="module")
+def kvorum_addresses(cluster: Cluster) -> tuple[str, str]:
+    return address(cluster, 0), address(cluster, 1)
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +150,17 @@ def clients(request: pytest.FixtureRequest) -> Iterator[tuple[Client, Client]]:
         grpc.channel_ready_future(client.channel).result(SECONDS)
     yield both[0], both[1]
     for client in both:
+        client.channel.close()
+
+
+@pytest.fixture
+def three(cluster: Cluster) -> Iterator[list[Client]]:
+    """A connection to each node of kvorum."""
+    clients = [Client(address(cluster, node)) for node in range(3)]
+    for client in clients:
+        grpc.channel_ready_future(client.channel).result(SECONDS)
+    yield clients
+    for client in clients:
         client.channel.close()
 
 
@@ -332,3 +352,84 @@ def test_observing(clients: tuple[Client, Client]) -> None:
         next(observed)
     assert ended.value.code() is grpc.StatusCode.CANCELLED
     one.revoke(a)
+
+
+# ---- kvorum alone: what etcd does in one process
+
+LOST = "etcdserver: request timed out, possibly due to connection lost"
+
+
+def contended(clients: list[Client], name: bytes, lease: int) -> tuple[bytes, Any]:
+    """The lock is held through node 0, and waited for at node 1. The key that holds it, and who waits."""
+    held = clients[0].lock(name, clients[0].grant(lease)).result()
+    waiting = clients[1].lock(name, clients[0].grant(lease + 1))
+    waits(clients[0], name + b"/", 2)
+    return held.key, waiting
+
+
+def test_a_watch_process_that_dies_ends_the_wait_and_its_place(cluster: Cluster, three: list[Client]) -> None:
+    held, waiting = contended(three, b"watch dies", 0x10)
+    eventually(lambda: cluster.metric(1, "etcd_debugging_mvcc_watcher_total") >= 1, what="a watch")
+    cluster.kill(1, "watch")
+    assert refusal(waiting) == (grpc.StatusCode.UNAVAILABLE, LOST)
+    waits(three[0], b"watch dies/", 1)
+    assert [kv.key for kv in three[0].get(b"watch dies/")] == [held]
+    again = three[1].lock(b"watch dies", 0x11)
+    waits(three[0], b"watch dies/", 2)
+    three[0].unlock(held).result()
+    assert again.result().key == b"watch dies/11"
+
+
+def test_an_apply_process_that_dies_is_not_noticed_by_who_waits(cluster: Cluster, three: list[Client]) -> None:
+    held, waiting = contended(three, b"apply dies", 0x20)
+    eventually(lambda: cluster.metric(1, "etcd_debugging_mvcc_watcher_total") >= 1, what="a watch")
+    cluster.kill(1, "apply")
+    three[0].unlock(held).result()
+    assert waiting.result().key == b"apply dies/21"
+
+
+def test_a_gateway_that_dies_breaks_connections_and_its_keys_end_with_their_leases(
+    cluster: Cluster, three: list[Client]
+) -> None:
+    held, waiting = contended(three, b"gateway dies", 0x30)
+    cluster.kill(1, "gateway")
+    assert refusal(waiting)[0] is grpc.StatusCode.UNAVAILABLE
+    third = three[2].lock(b"gateway dies", three[0].grant(0x32))
+    waits(three[0], b"gateway dies/", 3)
+    three[0].unlock(held).result()
+    assert not third.done()
+    three[0].revoke(0x31)
+    assert third.result().key == b"gateway dies/32"
+
+
+def test_a_node_that_is_stopped_ends_the_wait(cluster: Cluster, three: list[Client]) -> None:
+    """It leaves the queue, too, if the two seconds that it has are enough for that."""
+    held, waiting = contended(three, b"stops", 0x40)
+    cluster.stop(1)
+    try:
+        assert refusal(waiting)[0] is grpc.StatusCode.UNAVAILABLE
+    finally:
+        cluster.start(1)
+    three[0].revoke(0x41)
+    waits(three[0], b"stops/", 1)
+    assert [kv.key for kv in three[0].get(b"stops/")] == [held]
+
+
+def test_one_at_a_time_among_many_of_whom_some_give_up(three: list[Client]) -> None:
+    leases = [three[0].grant(0x100 + number) for number in range(30)]
+    calls = [three[0].lock(b"many", leases[0])]
+    calls[0].result()  # so nobody who gives up can have it by then
+    calls += [three[number % 3].lock(b"many", leases[number]) for number in range(1, 30)]
+    waits(three[0], b"many/", 30)
+    for call in calls[1::3]:
+        call.cancel()
+    entered = 0
+    left = {number: call for number, call in enumerate(calls) if number % 3 != 1}
+    while left:
+        done = eventually(lambda: [number for number, call in left.items() if call.done()], SECONDS, "a turn")
+        (number,) = done
+        key = left.pop(number).result().key
+        entered += 1
+        three[number % 3].unlock(key).result()
+    assert entered == 20
+    waits(three[0], b"many/", 0)

@@ -32,6 +32,7 @@ class Desk:
         self.asked: list[tuple[int, Any, Callable[[int, bytes], None]]] = []
         self.watches: dict[int, tuple[Any, Callable[[int, bytes], None]]] = {}
         self.said: list[Any] = []
+        self.pauses: list[tuple[int, bool]] = []
         self._opened = 0
 
     def ask(self, method: int, request: Message | bytes, then: Callable[[int, bytes], None]) -> None:
@@ -44,6 +45,10 @@ class Desk:
 
     def unwatch(self, id: int) -> None:
         del self.watches[id]
+
+    def pause(self, id: int, paused: bool) -> None:
+        assert id in self.watches
+        self.pauses.append((id, paused))
 
     def reply(self, id: int, response: Message | bytes) -> None:
         self.said.append(response)
@@ -275,6 +280,25 @@ def test_observing_goes_on_across_a_compaction_and_ends_with_its_client(desk: De
     assert [said.kv.value for said in desk.said] == [b"", b"", b"2"]
     desk.calls.cancel(CLIENT)
     assert desk.clean()
+
+
+def test_a_gateway_that_stops_ends_calls_and_has_them_leave_their_queues(desk: Desk) -> None:
+    waiting(desk)
+    desk.calls.stop()
+    assert desk.said == [(Code.UNAVAILABLE, "etcdserver: server stopped")]
+    desk.deletes(b"n/a", 9)
+    assert desk.clean()
+
+
+def test_an_observer_that_does_not_read_is_paused_also_when_another_leads(desk: Desk) -> None:
+    desk.begin(recipes.observe(pb.LeaderRequest(name=b"n")))
+    desk.answer(ranged((b"n/1", 4)))
+    desk.calls.block(CLIENT, True)
+    desk.see(events=deletion())  # it was on its way
+    desk.answer(ranged((b"n/2", 5)))
+    desk.calls.block(CLIENT, False)
+    desk.calls.block(CLIENT + 2, True)
+    assert desk.pauses == [(1, True), (2, True), (2, False)]
 
 
 # ---- through the gateway
