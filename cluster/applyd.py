@@ -90,6 +90,8 @@ was accepted must still be flushed, and a compaction or a deletion must still be
 FLUSH_ROOM_BYTES = 40 << 20
 """A flush is put off while there is less than this, which all memtables fit into: a failed one ends the process."""
 SCANS_PER_TURN = 4
+HASHES_MAX = 100
+"""Hashes that wait for the one under way. Each looks at the whole store; more are refused."""
 FRESH_ELECTIONS = 3
 SLOW_SECONDS = 0.1
 """etcd's warning-apply-duration."""
@@ -156,6 +158,8 @@ class Applyd:
         )
         self._outbox = Outbox(link.reply, board.replies_dropped.add)
         self._scans: deque[tuple[Caller, Scan]] = deque()
+        self._hashing = False
+        self._hashes: deque[tuple[Caller, bytes]] = deque()
         self._sweeping = True
         self._unreported = 0  # bytes applied since raft was last told
         self._physical: list[tuple[Caller, int]] = []
@@ -512,6 +516,12 @@ class Applyd:
         if caller.method == Method.MEMBER_LIST:
             self._reply_members(caller)
             return
+        if self._hashing and caller.method in _HASHES:
+            if len(self._hashes) < HASHES_MAX:
+                self._hashes.append((caller, payload))
+            else:
+                self.fail(caller, errors.TooManyRequests())
+            return
         try:
             if caller.method == Method.LEASE_LEASES:
                 result = self.keyspace.sliced(self.keyspace.leases.listed())
@@ -524,7 +534,10 @@ class Applyd:
             return
         if isinstance(result, Scan):
             self._scans.append((caller, result))
-            self._outbox.begin_scan(caller.identity)
+            if caller.method in _HASHES:  # it holds no answer that grows: its client's other reads go on
+                self._hashing = True
+            else:
+                self._outbox.begin_scan(caller.identity)
         else:
             self.reply(caller, result)
 
@@ -577,6 +590,11 @@ class Applyd:
         """Of what is here: whoever compares members doesn't want the leader's word for it."""
         parsed(wire.METHODS[Method(caller.method)].request, payload)
         self._begin_read(caller, payload, serializable=True)
+
+    def _next_hash(self) -> None:
+        self._hashing = False
+        while self._hashes and not self._hashing:
+            self.read(*self._hashes.popleft(), due=True)
 
     def _move_leader(self, caller: Caller, payload: bytes) -> None:
         target = parsed(pb.MoveLeaderRequest, payload).targetID
@@ -673,8 +691,11 @@ class Applyd:
             if result is None:
                 self._scans.append((caller, scan))
             else:
-                self._outbox.end_scan(caller.identity)
                 self.reply(caller, result)
+                if caller.method in _HASHES:
+                    self._next_hash()
+                else:
+                    self._outbox.end_scan(caller.identity)
         if self._sweeping:
             hit("applyBeforeSweep")
             self._sweeping = self.keyspace.sweep()
@@ -684,6 +705,7 @@ class Applyd:
                 self._physical.clear()
 
 
+_HASHES = (Method.HASH, Method.HASH_KV)
 _PUT, _TXN = int(Method.PUT), int(Method.TXN)
 _TYPE_TAG = 0x08  # field 1 of Event; a put has type 0, which protobuf leaves out
 

@@ -29,7 +29,10 @@ class Local(NamedTuple):
 
 
 def _with_header(respond: Callable[[pb.ResponseHeader], Message]) -> Answer:
-    """A header with the current revision is apply's to give: it comes with a read of no key."""
+    """A header with the current revision is apply's to give: it comes with a read of no key.
+
+    A linearizable one, for with etcd all of these calls go through the log: without a quorum there is no answer.
+    """
 
     def answer(gateway: Gateway, id: int, request: Message) -> None:
         def then(status: int, payload: bytes) -> None:
@@ -38,7 +41,7 @@ def _with_header(respond: Callable[[pb.ResponseHeader], Message]) -> Answer:
             else:
                 gateway.reply(id, respond(pb.RangeResponse.FromString(payload).header))
 
-        gateway.ask(Method.RANGE, pb.RangeRequest(key=b"\0", serializable=True, count_only=True), then)
+        gateway.ask(Method.RANGE, pb.RangeRequest(key=b"\0", count_only=True), then)
 
     return answer
 

@@ -125,6 +125,7 @@ struct edge_call {
     uint8_t framing[EDGE_FRAMING_BYTES];
     char encoding[12];              /* grpc-encoding, as much of it as fits; empty: identity */
     uint8_t request;                /* enum edge_request: :method */
+    uint8_t seen;                   /* enum edge_seen */
     uint16_t bad;                   /* a header that can't be served: enum edge_bad */
     uint32_t headers;               /* size of the header list so far */
     struct edge_timer timer;        /* the deadline, or the end of assembly, if that is sooner */
@@ -146,6 +147,16 @@ enum edge_request {
     REQUEST_DELETE,
     REQUEST_OPTIONS,
     REQUEST_OTHER
+};
+
+enum edge_seen { /* of a request's headers so far */
+    SEEN_METHOD = 1 << 0,
+    SEEN_SCHEME = 1 << 1,
+    SEEN_PATH = 1 << 2,
+    SEEN_NEEDED = SEEN_METHOD | SEEN_SCHEME | SEEN_PATH,
+    SEEN_AUTHORITY = 1 << 3,
+    SEEN_REGULAR = 1 << 4, /* none that begins with a colon may follow */
+    SEEN_RESET = 1 << 5    /* something was wrong with them: RST_STREAM is on its way */
 };
 
 enum edge_bad {

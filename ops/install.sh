@@ -2,7 +2,7 @@
 # Install kvorum from this clone into .venv/, with what it takes to run it (`run`) or to test it too (`test`).
 #
 # What the machine lacks is installed with apt-get, and only that: Python 3.11 with venv and headers, a C compiler,
-# nghttp2 and OpenSSL with their headers, and curl to test with.
+# nghttp2 and OpenSSL with their headers, and to test with: curl, and Debian's etcdctl.
 # Nothing outside .venv/ and those packages is touched. Done again, it does nothing: a stamp in .venv/ remembers the state
 # of everything that the installation depends on.
 set -eu
@@ -35,7 +35,7 @@ find_python() {
 }
 
 stamp=.venv/.kvorum-$what
-depends="setup.py pyproject.toml cluster/version.py native/build.py $(echo native/*.c native/*.h | tr ' ' '\n' |
+depends="ops/install.sh setup.py pyproject.toml cluster/version.py native/build.py $(echo native/*.c native/*.h | tr ' ' '\n' |
     grep -v '^native/_' | tr '\n' ' ')"
 # shellcheck disable=SC2086
 state=$( (pwd; cat $depends) | cksum)
@@ -56,6 +56,8 @@ headers=$(.venv/bin/python -c 'import os, sysconfig; print(os.path.join(sysconfi
 has_header() { echo "#include <$1>" | cc -E -x c - > /dev/null 2>&1; }
 has_header nghttp2/nghttp2.h && has_header openssl/ssl.h || apt libnghttp2-dev libssl-dev
 [ "$what" != test ] || command -v curl > /dev/null || apt curl
+# Its tests are left out where there is none: not every distribution has it.
+[ "$what" != test ] || [ -x /usr/bin/etcdctl ] || ! apt-cache show etcd-client > /dev/null 2>&1 || apt etcd-client
 
 say "installing kvorum and what it needs into .venv/ (a minute or two)"
 target=.

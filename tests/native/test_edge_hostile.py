@@ -500,6 +500,70 @@ def test_headers_that_unpack_to_a_flood_are_refused(stepping: tuple[Edge, Answer
     peer.close()
 
 
+HEAD = {":method": "POST", ":scheme": "http", ":path": "/test.Echo/Echo", ":authority": "test"}
+GRPC = {"content-type": "application/grpc"}
+
+
+@pytest.mark.parametrize("authority", ["http://127.0.0.1:2379", "", "a b", "[::1]:2379"])
+def test_an_authority_may_be_anything(stepping: tuple[Edge, Answering], authority: str) -> None:
+    """etcd's clients up to 3.4 send the whole URL of an endpoint."""
+    peer = Peer(*stepping)
+    stream = peer.open()
+    peer.h2.data_to_send()  # never sent: these headers are instead
+    head = {**HEAD, ":authority": authority, "bad name": "is left out", "bad-value": "is left out\n", "te": "trailers"}
+    peer.send(frame(1, 4, stream, hpack.Encoder().encode([*head.items(), *GRPC.items()])))
+    peer.message(stream, b"hello")
+    assert peer.result(stream)[0] == 0
+    peer.close()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        *(
+            [(name, value) for name, value in HEAD.items() if name != missing]
+            for missing in (":method", ":scheme", ":path")
+        ),
+        *([*HEAD.items(), twice] for twice in HEAD.items()),
+        [*GRPC.items(), *HEAD.items()],
+        [*HEAD.items(), (":unknown", "x")],
+        [*HEAD.items(), (":", "x")],
+        [*HEAD.items(), (":status", "200")],
+        [*HEAD.items(), (":protocol", "websocket")],
+        [*{**HEAD, ":path": ""}.items()],
+        [*{**HEAD, ":path": "/test.Echo/Echo HTTP/1.1\r\nsmuggled: yes"}.items()],
+        [*{**HEAD, ":method": "PO ST"}.items()],
+        [*{**HEAD, ":authority": "a\nb"}.items()],
+        *([*HEAD.items(), (name, "x")] for name in ("connection", "keep-alive", "transfer-encoding", "upgrade", "te")),
+        [*HEAD.items(), ("Upper", "case")],
+    ],
+)
+def test_malformed_headers_end_the_stream(stepping: tuple[Edge, Answering], head: list[tuple[str, str]]) -> None:
+    """RFC 9113, 8.2 and 8.3. The connection goes on, and the call is nowhere heard of."""
+    peer = Peer(*stepping)
+    peer.until(lambda: peer.of(h2.events.SettingsAcknowledged))
+    told = len(stepping[1].events)
+    stream = peer.h2.get_next_available_stream_id()
+    peer.h2.send_headers(stream, [*head, *GRPC.items()])
+    peer.until(lambda: peer.of(h2.events.StreamReset, stream))
+    assert peer.of(h2.events.StreamReset, stream)[0].error_code == PROTOCOL_ERROR
+    assert stepping[0].stats()["streams"] == 0
+    assert len(stepping[1].events) == told
+    assert peer.result(peer.call())[0] == 0
+    peer.close()
+
+
+def test_trailers_end_a_stream(stepping: tuple[Edge, Answering]) -> None:
+    peer = Peer(*stepping)
+    stream = peer.open()
+    peer.flush()
+    peer.send(frame(1, 4, stream, hpack.Encoder().encode([("more", "headers")])))
+    peer.until(lambda: peer.of(h2.events.StreamReset, stream))
+    assert peer.of(h2.events.StreamReset, stream)[0].error_code == PROTOCOL_ERROR
+    others_are_served(stepping)
+    peer.close()
+
+
 def test_more_streams_than_allowed_are_refused() -> None:
     with stepped(Limits(streams_max=10)) as (to, answering):
         peer = Peer(to, answering)

@@ -256,6 +256,10 @@ class Cluster:
         """host:port for kvorum.client."""
         return f"{self.host(node)}:{self.places[node].port + local.STEP_NATIVE}"
 
+    def gateway(self, node: int) -> str:
+        """host:port for clients of etcd."""
+        return f"127.0.0.1:{self.places[node].port + local.STEP_GATEWAY}"
+
     @property
     def endpoints(self) -> list[str]:
         return [self.endpoint(node) for node in range(len(self.places))]

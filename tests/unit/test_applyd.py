@@ -11,6 +11,7 @@ from cluster.applyd import (
     FLUSH_ROOM_BYTES,
     FLUSH_TICKS,
     FRESH_ELECTIONS,
+    HASHES_MAX,
     Applyd,
     Superseded,
 )
@@ -504,3 +505,36 @@ def test_long_answers_about_leases_are_made_in_slices_while_others_are_answered(
         assert (id, status, answer.ID, answer.grantedTTL, len(answer.keys)) == (number + 1, 0, 7, 60, 18_000)
     ((status, payload),) = stage.answers(b"all").values()
     assert (status, len(pb.LeaseLeasesResponse.FromString(payload).leases)) == (0, 5000)
+
+
+def test_hashes_are_made_one_at_a_time_and_hold_up_nobody(stage: Stage) -> None:
+    """Not even their own client's other long reads, as the gateway's clients are one client here."""
+    puts = [pb.PutRequest(key=b"%05d" % n).SerializeToString() for n in range(9000)]
+    stage.turn(ClientFrame(b"w", b"".join(wire.encode(Method.PUT, Kind.CALL, 0, 1, one) for one in puts)))
+    stage.commit(*stage.said(Propose))
+    stage.catch_up()
+    calls = [wire.encode(Method.HASH_KV, Kind.CALL, 0, id, b"") for id in range(1, HASHES_MAX + 3)]
+    stage.turn(ClientFrame(b"c", b"".join(calls)))
+    assert stage.answers() == {HASHES_MAX + 2: (Code.RESOURCE_EXHAUSTED, b"etcdserver: too many requests")}
+    few = pb.RangeRequest(key=b"0", range_end=b"00009", serializable=True).SerializeToString()
+    stage.turn(ClientFrame(b"c", wire.encode(Method.RANGE, Kind.CALL, 0, 1000, few)))
+    ((id, (status, payload)),) = stage.answers().items()
+    assert (id, status, pb.RangeResponse.FromString(payload).count) == (1000, 0, 9)
+    came: list[tuple[int, tuple[int, bytes]]] = []
+    while not stage.apply.idle:
+        stage.turn()
+        found = stage.answers()
+        assert len(found) < 2
+        came += found.items()
+    assert [id for id, _ in came] == list(range(1, HASHES_MAX + 2))
+    assert len({(status, payload) for _, (status, payload) in came}) == 1
+    assert pb.HashKVResponse.FromString(came[0][1][1]).hash_revision == 9001
+
+
+def test_a_hash_waits_until_a_fresh_process_knows_what_was_shown_before_it() -> None:
+    stage = Stage()
+    stage.attach()
+    stage.turn(ClientFrame(b"c", wire.encode(Method.HASH, Kind.CALL, 0, 1, b"")))
+    assert stage.answers() == {}
+    stage.catch_up()
+    assert pb.HashResponse.FromString(stage.answers()[1][1]).header.revision == 1

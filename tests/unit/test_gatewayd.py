@@ -252,6 +252,7 @@ def test_when_apply_is_gone_everything_under_way_there_is_told(world: World) -> 
 def test_what_is_answered_here_has_the_header_of_a_read(world: World) -> None:
     world.event(edge.CALL, CALL, method=local("/etcdserverpb.Auth/AuthStatus"))
     (read,) = world.link.apply
+    assert not pb.RangeRequest.FromString(read.payload).serializable  # etcd has no answer without a quorum either
     header = pb.ResponseHeader(cluster_id=1, member_id=2, revision=3, raft_term=4)
     world.applied(read, pb.RangeResponse(header=header).SerializeToString())
     ((said,),) = world.front.said.values()

@@ -1,0 +1,11 @@
+"""Programs that were written for etcd, unmodified, at kvorum's gateway and at a real etcd: the two must agree.
+
+    test_etcdctl.py           every command that needs neither users nor a change of members
+    test_go_client.py         etcd's own client for Go, and what it brings along (goclient/)
+    test_python_etcd3.py      python-etcd3, in an environment of its own
+    test_grpc_at_random.py    random valid requests over gRPC, answers compared field by field
+
+Each runs one and the same program at both and compares what the two told it. What differs by nature is given names
+first (`Names`): ids of members and leases, terms, addresses. Revisions are compared as they are: the same requests in
+the same order make the same revisions. So each module has two clusters of its own, three nodes each.
+"""
