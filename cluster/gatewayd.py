@@ -4,6 +4,7 @@
                           │   ◀─answers──
                           ├───streams────▶ watch     the same way; a Watch stream is a stream of ours
                           └───events─────▶ Gateway   all else: lease streams, locks, and what is answered here
+                                             └─ JsonWay   HTTP/1.1: JSON, /health and the like
 
 It keeps nothing that anybody would miss: calls under way, and which streams are open. If it dies, connections break and
 clients come again. If apply dies, or watch, what was under way there ends with etcd's "connection lost": a write may
@@ -24,7 +25,7 @@ import sys
 import time
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import zmq
 from google.protobuf.message import DecodeError, Message
@@ -47,6 +48,9 @@ from native import edge
 from native.edge import Batch, Edge
 from storage.codec import int_field
 
+if TYPE_CHECKING:
+    from cluster.jsonway import JsonWay
+
 OWN = 1 << 31
 """In the lower half of a call's id: made here."""
 STATUS_TICKS = 5
@@ -56,6 +60,9 @@ LOST = errors.Unavailable("etcdserver: request timed out, possibly due to connec
 
 Then = Callable[[int, bytes], None]
 """What to do with an answer: its status, and payload or error text."""
+
+Told = Callable[[int, int, bytes | Message], None]
+"""What to do with each answer to an inner call: edge.REPLY, SEND or END; its status; the message, or error text."""
 
 
 class Link(Protocol):
@@ -98,12 +105,24 @@ def methods() -> list[edge.Method]:
 class Gateway:
     """All that is under way here."""
 
-    def __init__(self, front: Front, link: Link, board: GatewayBoard) -> None:
+    def __init__(
+        self,
+        front: Front,
+        link: Link,
+        board: GatewayBoard,
+        *,
+        message_max: int = (1536 + 512) << 10,
+        metrics_url: str = "",
+        tick_seconds: float = 0.1,
+    ) -> None:
         self.front, self.link, self.board = front, link, board
+        self._json: JsonWay | None = None
+        self._for_json = message_max, metrics_url, tick_seconds
         self.has_leader = True
         self._ticks = 0
         self._last_own = 0
         self._own: dict[int, Then] = {}
+        self._inner: dict[int, Told] = {}  # calls made here that are dealt with like those of clients
         self._own_watches: dict[int, Then] = {}
         self.recipes = RecipeCalls(self, LOST)
         self._watches: dict[int, None] = {}
@@ -114,6 +133,15 @@ class Gateway:
         self._answers: list[bytes] = []
         self._unsent: dict[str, bytes] = {}  # a frame that apply, or watch, has no room for yet
         self._unsent_since: dict[str, int] = {}
+
+    @property
+    def json(self) -> JsonWay:
+        """Loaded when somebody first comes by HTTP/1.1: 3 MB that a node whose clients speak gRPC can do without."""
+        if self._json is None:
+            from cluster.jsonway import JsonWay
+
+            self._json = JsonWay(self, *self._for_json)
+        return self._json
 
     @property
     def stuck(self) -> bool:
@@ -145,6 +173,11 @@ class Gateway:
             answers, self._answers = b"".join(self._answers), []
             self.front.deliver(answers)
 
+    def drain(self) -> None:
+        """Keep nobody by HTTP/1.1, which has no GOAWAY. The rest is the edge's to do."""
+        if self._json is not None:
+            self._json.drain()
+
     # ---- to the others
 
     def _flush(self) -> None:
@@ -167,6 +200,34 @@ class Gateway:
         self._own[id] = then
         payload = request if isinstance(request, bytes) else request.SerializeToString()
         self._to_apply.append(wire.encode(method, Kind.CALL, 0, id, payload))
+
+    # ---- inner calls: what came in as JSON takes the ways that gRPC takes
+
+    def inner(self, told: Told) -> int:
+        """The id for one call or stream. `told` hears all answers, until the last of them or `inner_gone`."""
+        self._last_own += 1
+        id = self._last_own << 32 | OWN
+        self._inner[id] = told
+        return id
+
+    def inner_call(self, id: int, method: int, payload: bytes, flags: int) -> None:
+        self._call(Call(id, method, payload), flags)
+
+    def inner_begin(self, id: int, method: int, flags: int) -> None:
+        self._begun(id, method, flags)
+
+    def inner_message(self, id: int, payload: bytes) -> None:
+        self._message(id, payload)
+
+    def inner_half_closed(self, id: int) -> None:
+        self._half_closed(id)
+
+    def inner_blocked(self, id: int, blocked: bool) -> None:
+        self._blocked(id, blocked)
+
+    def inner_gone(self, id: int) -> None:
+        if self._inner.pop(id, None) is not None:
+            self._cancelled(id, connection=False)
 
     def watch(self, request: Message, then: Then) -> int:
         """Open a stream to watch with this one request; `then` is told each of its responses, or how it ended: once,
@@ -219,45 +280,58 @@ class Gateway:
     # ---- to the clients
 
     def reply(self, id: int, response: Message | bytes) -> None:
-        payload = response if isinstance(response, bytes) else response.SerializeToString()
-        self._answers.append(edge.record(edge.REPLY, id, payload))
+        self._answer(edge.REPLY, id, response)
 
     def send(self, id: int, payload: bytes) -> None:
         """One message of many."""
-        self._answers.append(edge.record(edge.SEND, id, payload))
+        self._answer(edge.SEND, id, payload)
 
     def end(self, id: int, status: int = 0, text: str = "") -> None:
         """No more messages. Also the end of a call that gets none."""
-        self._answers.append(edge.record(edge.END, id, text.encode(), status=status))
+        self._answer(edge.END, id, text.encode(), status)
+
+    def _answer(self, kind: int, id: int, answer: Message | bytes, status: int = 0) -> None:
+        if not id & OWN:
+            self.to_edge(kind, id, answer if isinstance(answer, bytes) else answer.SerializeToString(), status)
+            return
+        told = self._inner.get(id) if kind == edge.SEND else self._inner.pop(id, None)
+        if told is not None:
+            told(kind, status, answer)
+
+    def to_edge(self, kind: int, id: int, payload: bytes = b"", status: int = 0) -> None:
+        self._answers.append(edge.record(kind, id, payload, status=status))
 
     # ---- events of the edge
 
     def _events(self, batch: Batch) -> None:
         data = batch.data
-        for id, _, at, length, _, kind, method, status in batch.events:
+        for id, _, at, length, extra, kind, method, status in batch.events:
             if kind == edge.MESSAGE:
                 self._message(id, data[at : at + length])
             elif kind == edge.CALL:
                 self._call(Call(id, method, data[at : at + length]), status)
             elif kind == edge.BEGUN:
                 self._begun(id, method, status)
+            elif kind == edge.BYTES:
+                self.json.event(id, kind, data[at : at + length])
             elif kind in (edge.CANCELLED, edge.CLOSED):
                 self._cancelled(id, connection=kind == edge.CLOSED)
+                self._tell_json(id, kind)
             elif kind in (edge.BLOCKED, edge.WRITABLE):
-                if id in self._watches:
-                    self.pause(id, kind == edge.BLOCKED)
-                else:
-                    self.recipes.block(id, kind == edge.BLOCKED)
+                self._blocked(id, kind == edge.BLOCKED)
+                self._tell_json(id, kind)
             elif kind == edge.HALF_CLOSED:
-                if id in self._renewals:
-                    self._closing.add(id)
-                    self._maybe_end(id)
+                self._half_closed(id)
+                self._tell_json(id, kind)
             elif kind == edge.UNKNOWN:
                 self.end(id, Code.UNIMPLEMENTED, _unknown(data[at : at + length].decode("utf-8", "replace")))
             elif kind == edge.REQUEST:
-                self._answers.append(edge.record(edge.RESPONSE, id, b"text/plain\0404 page not found\n", status=404))
-            elif kind == edge.BYTES:
-                self._answers.append(edge.record(edge.CLOSE, id))
+                end = at + length
+                self.json.request(id, data[end : end + extra].decode("latin-1"), data[at:end])
+
+    def _tell_json(self, id: int, kind: int) -> None:
+        if self._json is not None:
+            self._json.event(id, kind, b"")
 
     def _call(self, call: Call, flags: int) -> None:
         self.board.calls.add()
@@ -265,6 +339,8 @@ class Gateway:
             self.end(call.id, errors.NoLeader.code, errors.NoLeader.text)
         elif call.method in LOCAL:
             self._local(LOCAL[call.method], call)
+        elif call.id & OWN:
+            self.ask(call.method, call.payload, lambda status, told: self._answer(edge.REPLY, call.id, told, status))
         else:
             self._to_apply.append(wire.encode(call.method, Kind.CALL, 0, call.id, call.payload))
 
@@ -285,7 +361,8 @@ class Gateway:
             self.end(id, errors.NoLeader.code, errors.NoLeader.text)
         elif method == Method.WATCH:
             self._watches[id] = None
-            self._to_watch.append(wire.encode(Method.WATCH, Kind.STREAM_OPEN, 0, id, SHARES))
+            takes = b"" if id & OWN else SHARES  # the edge fans out, and knows no inner streams
+            self._to_watch.append(wire.encode(Method.WATCH, Kind.STREAM_OPEN, 0, id, takes))
         else:
             self._renewals[id] = 0
 
@@ -308,6 +385,17 @@ class Gateway:
         self.send(id, answer)
         self._maybe_end(id)
 
+    def _blocked(self, id: int, blocked: bool) -> None:
+        if id in self._watches:
+            self.pause(id, blocked)
+        else:
+            self.recipes.block(id, blocked)
+
+    def _half_closed(self, id: int) -> None:
+        if id in self._renewals:
+            self._closing.add(id)
+            self._maybe_end(id)
+
     def _maybe_end(self, id: int) -> None:
         """etcd ends a lease stream when its client has, and everything is answered."""
         if id in self._closing and not self._renewals[id]:
@@ -320,10 +408,11 @@ class Gateway:
             self._forget(id)
             self.recipes.cancel(id)
             return
-        for gone in [one for one in (*self._watches, *self._renewals) if one >> 32 == id >> 32]:
+        for gone in [one for one in (*self._watches, *self._renewals) if one >> 32 == id >> 32 and not one & OWN]:
             self._forget(gone)
         for gone in self.recipes.of_connection(id >> 32):
-            self.recipes.cancel(gone)
+            if not gone & OWN:
+                self.recipes.cancel(gone)
 
     def _forget(self, id: int) -> None:
         if id in self._watches:
@@ -362,14 +451,20 @@ class Gateway:
     def _own_events(self, frame: bytes) -> None:
         for record in wire.decode(frame):
             ended = record.kind == Kind.STREAM_CLOSE
-            then = self._own_watches.pop(record.id, None) if ended else self._own_watches.get(record.id)
-            if then is not None:
+            if record.id in self._own_watches:
+                then = self._own_watches.pop(record.id) if ended else self._own_watches[record.id]
                 then(record.status or (LOST.code if ended else 0), record.payload)
+                continue
+            if ended:
+                self._watches.pop(record.id, None)
+            self._answer(record.kind, record.id, record.payload, record.status)
 
     # ---- time
 
     def _tick(self) -> None:
         self._ticks += 1
+        if self._json is not None:
+            self._json.tick()
         for whom in [whom for whom, since in self._unsent_since.items() if self._ticks - since > UNSENT_TICKS]:
             self._lost(whom)
         if self._ticks % STATUS_TICKS == 0:
@@ -407,7 +502,8 @@ def main(argv: Sequence[str]) -> int:
     config = NodeConfig.load(argv[0])
     board = GatewayBoard()
     board.open(f"{metrics.directory(config.run_dir)}/gateway")
-    front = Edge(methods(), edge.Limits(message_max=config.max_request_bytes + (512 << 10), handshake_ms=5_000))
+    message_max = config.max_request_bytes + (512 << 10)
+    front = Edge(methods(), edge.Limits(message_max=message_max, handshake_ms=5_000))
     for url in config.listen_client:
         host, _, port = url.removeprefix("tcp://").rpartition(":")
         try:
@@ -415,11 +511,19 @@ def main(argv: Sequence[str]) -> int:
         except OSError as error:
             return process.fatal(Exit.USAGE, f"cannot listen on {url} (--listen-client-urls): {error.strerror}")
     link = GatewayLink(zmq.Context(), config, front.fileno())
-    gateway = Gateway(front, link, board)
+    gateway = Gateway(
+        front,
+        link,
+        board,
+        message_max=message_max,
+        metrics_url=next(iter(config.listen_metrics), ""),
+        tick_seconds=config.heartbeat_ms / 1000,
+    )
     process.settle()
     while not process.stopping:
         link.wait(stuck=gateway.stuck)
         gateway.turn()
+    gateway.drain()
     gateway.recipes.stop()
     until = time.monotonic() + GRACE_SECONDS
     while front.drain(GRACE_SECONDS) or (len(gateway.recipes) and time.monotonic() < until):

@@ -74,13 +74,10 @@ class Server:
         if name == "/health":
             return self._health(serializable=query.get("serializable", [""])[-1] == "true")
         if name == "/version":
-            return 200, "application/json", json.dumps(VERSION).encode()
-        for probe, checks in _PROBES.items():
-            if name == probe:
-                chosen = [check for check in checks if check not in query.get("exclude", [])]
-                return self._probe(chosen, verbose="verbose" in query)
-            if name.startswith(f"{probe}/") and name.removeprefix(f"{probe}/") in checks:
-                return self._probe([name.removeprefix(f"{probe}/")], verbose="verbose" in query)
+            return 200, "application/json", VERSION_TEXT
+        checks = probe_checks(name, query)
+        if checks is not None:
+            return self._probe(checks, verbose="verbose" in query)
         return 404, "text/plain; charset=utf-8", b"404 page not found\n"
 
     def _health(self, *, serializable: bool) -> tuple[int, str, bytes]:
@@ -89,15 +86,10 @@ class Server:
             reason = f"RANGE ERROR:{failure}"
         with self._lock:
             self.checks["false" if reason else "true"] += 1
-        body = json.dumps({"health": "false" if reason else "true", "reason": reason}, separators=(",", ":")).encode()
-        return (503, "text/plain; charset=utf-8", body + b"\n") if reason else (200, "application/json", body)
+        return health_page(reason)
 
     def _probe(self, checks: list[str], *, verbose: bool) -> tuple[int, str, bytes]:
-        failures = {check: _CHECKS[check](self) for check in checks}
-        lines = [f"[-]{name} failed: {why}" if why else f"[+]{name} ok" for name, why in failures.items()]
-        failed = any(failures.values())
-        text = "\n".join([*(lines if verbose or failed else []), *([] if failed else ["ok"])]) + "\n"
-        return 503 if failed else 200, "text/plain; charset=utf-8", text.encode()
+        return probe_page({check: _CHECKS[check](self) for check in checks}, verbose=verbose)
 
     def _has_leader(self) -> bool:
         board = metrics.RaftBoard([peer.id for peer in self.config.peers])
@@ -216,6 +208,30 @@ class Server:
             yield family
 
 
+def health_page(reason: str) -> tuple[int, str, bytes]:
+    """/health's status, content type and body; no reason: healthy."""
+    body = json.dumps({"health": "false" if reason else "true", "reason": reason}, separators=(",", ":")).encode()
+    return (503, "text/plain; charset=utf-8", body + b"\n") if reason else (200, "application/json", body)
+
+
+def probe_checks(name: str, query: Mapping[str, list[str]]) -> list[str] | None:
+    """What is to be checked for a path and query. None: that is no probe."""
+    for probe, checks in PROBES.items():
+        if name == probe:
+            return [check for check in checks if check not in query.get("exclude", [])]
+        if name.startswith(f"{probe}/") and name.removeprefix(f"{probe}/") in checks:
+            return [name.removeprefix(f"{probe}/")]
+    return None
+
+
+def probe_page(failures: Mapping[str, str], *, verbose: bool) -> tuple[int, str, bytes]:
+    """A probe's status, content type and body from what each check failed with, "" if it didn't."""
+    lines = [f"[-]{name} failed: {why}" if why else f"[+]{name} ok" for name, why in failures.items()]
+    failed = any(failures.values())
+    text = "\n".join([*(lines if verbose or failed else []), *([] if failed else ["ok"])]) + "\n"
+    return 503 if failed else 200, "text/plain; charset=utf-8", text.encode()
+
+
 _CHECKS: dict[str, Callable[[Server], str]] = {
     "serializable_read": lambda server: server.read(serializable=True),
     "linearizable_read": lambda server: (
@@ -226,7 +242,7 @@ _CHECKS: dict[str, Callable[[Server], str]] = {
 }
 """What a probe can look at: why it failed, "" if it didn't."""
 
-_PROBES = {"/livez": ("serializable_read",), "/readyz": ("serializable_read", "linearizable_read")}
+PROBES = {"/livez": ("serializable_read",), "/readyz": ("serializable_read", "linearizable_read")}
 """The probes and what they check. etcd's data_corruption and non_learner come with what they would look at."""
 
 VERSION = {
@@ -235,6 +251,7 @@ VERSION = {
     "storage": version.ETCD_CLUSTER,
     "kvorum": version.KVORUM,
 }
+VERSION_TEXT = json.dumps(VERSION, separators=(",", ":")).encode()
 
 
 def _listen(url: str) -> socket.socket:

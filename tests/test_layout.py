@@ -50,7 +50,18 @@ def modules(*rooms: str) -> list[Path]:
 
 def pure_modules() -> list[Path]:
     storage = [path for path in modules("storage") if path.name not in IMPURE_IN_STORAGE]
-    cluster = ("broadcast", "feed", "internal", "leasecalls", "lessor", "proposals", "ranges", "recipes", "ring")
+    cluster = (
+        "broadcast",
+        "feed",
+        "internal",
+        "jsontext",
+        "leasecalls",
+        "lessor",
+        "proposals",
+        "ranges",
+        "recipes",
+        "ring",
+    )
     client = ("wire", "errors", "watching", "leasing", "endpoints")
     one_by_one = [ROOT / f"cluster/{name}.py" for name in cluster] + [ROOT / f"kvorum/{name}.py" for name in client]
     return [*modules("cluster/raft"), *storage, *one_by_one]

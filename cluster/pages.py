@@ -1,0 +1,166 @@
+"""The pages that etcd has on its client port: /version, /health, /livez, /readyz, /metrics.
+
+They say what those of the metrics port say (cluster/health.py), without ever waiting: a check is a read that apply
+answers some turns later, or a number of ticks has passed. /metrics is fetched from the metrics port by a thread, for
+only the supervisor knows all of it; what the thread has got is taken in with the ticks.
+"""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from collections.abc import Callable
+from queue import Empty, Full, Queue, SimpleQueue
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs
+
+from cluster import health
+from cluster.http1 import JSON, TEXT, Exchange
+from kvorum import etcd_pb2 as pb
+from kvorum.wire import Method
+
+if TYPE_CHECKING:
+    from cluster.gatewayd import Gateway
+
+FETCHES_MAX = 16
+"""Who wants /metrics while so many wait for it is told to come back."""
+FETCH_SECONDS = 5.0
+FIELDS_MAX = 64
+"""In a query."""
+
+Page = tuple[int, str, bytes]
+"""Status, content type, body."""
+_NOT_FOUND: Page = (404, TEXT, b"404 page not found\n")
+_NOT_ALLOWED: Page = (405, TEXT, b"Method Not Allowed\n")
+
+
+class Pages:
+    def __init__(self, gateway: Gateway, metrics_url: str, tick_seconds: float) -> None:
+        self._gateway, self._metrics = gateway, Fetcher(metrics_url)
+        self._patience = max(1, int(health.CHECK_SECONDS_MAX / tick_seconds))
+        self._ticks = 0
+        self._late: dict[int, tuple[int, Callable[[str], None]]] = {}  # by number: until when, and whom to tell
+        self._last = 0
+
+    def get(self, method: str, target: str, exchange: Exchange) -> None:
+        path, _, query_text = target.partition("?")
+        try:
+            query = parse_qs(query_text, keep_blank_values=True, max_num_fields=FIELDS_MAX)
+        except ValueError as error:
+            _give(exchange, (400, TEXT, f"{error}\n".encode()))
+            return
+        if path == "/metrics":
+            self._metrics.fetch(lambda page: _give(exchange, page))
+        elif path == "/version":
+            _give(exchange, (200, JSON, health.VERSION_TEXT) if method == "GET" else _NOT_ALLOWED)
+        elif path == "/health":
+            serializable = query.get("serializable", [""])[-1] == "true"
+            if method != "GET":
+                _give(exchange, _NOT_ALLOWED)
+            elif not serializable and not self._gateway.has_leader:
+                _give(exchange, health.health_page("RAFT NO LEADER"))
+            else:
+                self._read(
+                    serializable,
+                    lambda why: _give(exchange, health.health_page(f"RANGE ERROR:{why}" if why else "")),
+                )
+        elif (checks := health.probe_checks(path, query)) is not None:
+            if method == "GET":
+                self._probe(checks, "verbose" in query, exchange)
+            else:
+                _give(exchange, _NOT_ALLOWED)
+        else:
+            _give(exchange, _NOT_FOUND)
+
+    def _probe(self, checks: list[str], verbose: bool, exchange: Exchange) -> None:
+        failures: dict[str, str] = {}
+
+        def told(check: str, why: str) -> None:
+            failures[check] = why
+            if len(failures) == len(checks):
+                _give(exchange, health.probe_page({name: failures[name] for name in checks}, verbose=verbose))
+
+        for check in checks:
+            if check == "linearizable_read" and not self._gateway.has_leader:
+                told(check, "etcdserver: no leader")
+            else:
+                self._read(check == "serializable_read", lambda why, check=check: told(check, why))  # type: ignore[misc]
+        if not checks:
+            _give(exchange, health.probe_page({}, verbose=verbose))
+
+    def _read(self, serializable: bool, then: Callable[[str], None]) -> None:
+        """Read a key through apply, and say why that failed, "" if it didn't."""
+        self._last += 1
+        number = self._last
+        self._late[number] = (self._ticks + self._patience, then)
+
+        def answered(status: int, payload: bytes) -> None:
+            if self._late.pop(number, None):
+                then(payload.decode("utf-8", "replace") if status else "")
+
+        self._gateway.ask(Method.RANGE, pb.RangeRequest(key=b"health", serializable=serializable), answered)
+
+    def tick(self) -> None:
+        self._metrics.collect()
+        self._ticks += 1
+        while self._late:
+            number, (by, then) = next(iter(self._late.items()))
+            if by > self._ticks:
+                return
+            del self._late[number]
+            then("context deadline exceeded")
+
+
+def _give(exchange: Exchange, page: Page) -> None:
+    status, content_type, body = page
+    headers = [("Allow", "GET")] if status == 405 else []
+    if content_type == TEXT and status >= 400:
+        headers.append(("X-Content-Type-Options", "nosniff"))
+    exchange.answer(status, body, content_type, headers)
+
+
+class Fetcher:
+    """Gets /metrics from the metrics port, in a thread that begins with the first request."""
+
+    def __init__(self, url: str) -> None:
+        self._address = url.removeprefix("tcp://")
+        self._wanted: Queue[Callable[[Page], None]] = Queue(FETCHES_MAX)
+        self._got: SimpleQueue[tuple[Callable[[Page], None], Page]] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def fetch(self, then: Callable[[Page], None]) -> None:
+        if not self._address:
+            then((404, TEXT, b"no metrics: --listen-metrics-urls is empty\n"))
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+        try:
+            self._wanted.put_nowait(then)
+        except Full:
+            then((503, TEXT, b"too many want the metrics\n"))
+
+    def collect(self) -> None:
+        """Hand out what has been fetched."""
+        while True:
+            try:
+                then, page = self._got.get_nowait()
+            except Empty:
+                return
+            then(page)
+
+    def _run(self) -> None:
+        while True:
+            then = self._wanted.get()
+            self._got.put((then, self._page()))
+
+    def _page(self) -> Page:
+        connection = http.client.HTTPConnection(self._address, timeout=FETCH_SECONDS)
+        try:
+            connection.request("GET", "/metrics")
+            answer = connection.getresponse()
+            return answer.status, answer.headers.get("Content-Type", TEXT), answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            return 503, TEXT, f"the metrics port of this node does not answer: {error}\n".encode()
+        finally:
+            connection.close()
