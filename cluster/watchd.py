@@ -367,14 +367,17 @@ class Watchd:
         if wanted:
             watcher.idle_ticks = 0
             self.board.events.add(len(wanted))
-        header = self.node.header(self._head, self._term)
-        for part, last in parts(watcher, wanted, covered, header, self._response_bytes_max):
+        for part, last in self._parts(watcher, wanted, covered):
             if part and not self._send(watcher.stream, part):
                 self._stalled.add(watcher)
                 break
             watcher.next = max(watcher.next, last + 1)
         if watcher.stream.watchers.get(watcher.id) is watcher:
             self._place(watcher)
+
+    def _parts(self, watcher: Watcher, wanted: Sequence[Seen], covered: int) -> Iterable[tuple[list[bytes], int]]:
+        header = self.node.header(self._head, self._term)
+        return parts(watcher, wanted, covered, header, self._response_bytes_max)
 
     def _bring_all(
         self, identity: bytes, spec: Spec, watchers: list[Watcher], seen: Sequence[Seen], covered: int

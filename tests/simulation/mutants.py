@@ -8,7 +8,7 @@ wrong_broadcasts.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,7 +23,8 @@ from cluster.raft.message import Message
 from cluster.raft.quorum import Outcome
 from cluster.raftd import Raftd
 from cluster.reads import Reads
-from cluster.watchd import Stream, Watchd, Watcher
+from cluster.streams import Stream, Watcher, response
+from cluster.watchd import Watchd
 from kvorum import wire
 from kvorum.watching import WatchCore
 from storage import codec
@@ -346,15 +347,16 @@ class TellsOfProgressTooEarly(Watchd):
 
     def _notify_progress(self, watcher: Watcher) -> None:
         if watcher.next <= self._head:
-            self._send(watcher.stream, [self._response(watcher, [])])
+            self._send(watcher.stream, [response(self.node.header(self._head, self._term), watcher.id, [])])
 
 
 class CutsWithinARevision(Watchd):
     """Answers are cut wherever they are full."""
 
-    def _parts(self, watcher: Watcher, wanted: list[Seen], covered: int) -> Iterable[tuple[list[bytes], int]]:
+    def _parts(self, watcher: Watcher, wanted: Sequence[Seen], covered: int) -> Iterable[tuple[list[bytes], int]]:
+        header = self.node.header(self._head, self._term)
         for seen in wanted:
-            yield [self._response(watcher, [event_field(seen, watcher.prev_kv)])], seen.revision
+            yield [response(header, watcher.id, [event_field(seen, watcher.prev_kv)])], seen.revision
         yield [], covered
 
 
