@@ -41,7 +41,7 @@ CHILDREN = {
 
 GRACE_SECONDS = 5.0
 """How long a child may take to end by itself."""
-PREDECESSOR_SECONDS_MAX = 30.0
+PREDECESSOR_SECONDS_MAX = 10.0
 """How long a child that was killed may take to be gone."""
 
 

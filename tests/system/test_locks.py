@@ -232,7 +232,8 @@ def test_whoever_stops_waiting_leaves_the_queue(clients: tuple[Client, Client], 
     elif how == "disconnected":
         two.channel.close()
     else:
-        assert refusal(waiting)[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+        # etcd's server may see the deadline before its client does, and says so as Unknown.
+        assert refusal(waiting)[0] in (grpc.StatusCode.DEADLINE_EXCEEDED, UNKNOWN)
     waits(one, name + b"/", 1)
     assert [kv.key for kv in one.get(name + b"/")] == [held.key]
     assert {a, b} <= one.leases()

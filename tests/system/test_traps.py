@@ -415,7 +415,7 @@ def test_processes_inherit_no_descriptor_but_their_own_lock(trio: Armed) -> None
     pids = trio.pids(0)
     ports = {trio.places[0].port + step: name for step, name in (
         (local.STEP_PEER, "raft"), (local.STEP_NATIVE, "apply"), (local.STEP_WATCH, "watch"),
-        (local.STEP_METRICS, "supervisor"),
+        (local.STEP_METRICS, "supervisor"), (local.STEP_GATEWAY, "gateway"),
     )}  # fmt: skip
     listening = listeners()
     for name, pid in pids.items():
