@@ -24,7 +24,7 @@ import struct
 import sys
 import time
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import zmq
@@ -252,8 +252,8 @@ class Gateway:
         self._to_watch.append(wire.encode(Method.WATCH, kind, 0, id, b""))
 
     def _own_answers(self, frame: bytes) -> None:
-        for record in wire.decode(frame):
-            then = self._own.pop(record.id, None) if record.id & OWN else None
+        for record in _ours(frame):
+            then = self._own.pop(record.id, None)
             if then is not None:
                 then(record.status, record.payload)
 
@@ -432,9 +432,7 @@ class Gateway:
             return
         self.front.deliver(frame)
         if frame[5] == Kind.STREAM_CLOSE:  # goes alone
-            for record in wire.decode(frame):
-                if record.kind == Kind.STREAM_CLOSE:
-                    self._watches.pop(record.id, None)
+            self._watches.pop(wire.HEADER.unpack_from(frame)[4], None)
 
     def _share(self, frame: bytes) -> None:
         """One message to many streams; each has its own watch_id at its end, as the order of fields means nothing."""
@@ -449,7 +447,7 @@ class Gateway:
         self.front.fan_out(frame[end:], calls, suffixes, ends)
 
     def _own_events(self, frame: bytes) -> None:
-        for record in wire.decode(frame):
+        for record in _ours(frame):
             ended = record.kind == Kind.STREAM_CLOSE
             if record.id in self._own_watches:
                 then = self._own_watches.pop(record.id) if ended else self._own_watches[record.id]
@@ -473,6 +471,17 @@ class Gateway:
 
     def _told_status(self, status: int, answer: bytes) -> None:
         self.has_leader = status == 0 and pb.StatusResponse.FromString(answer).leader != 0
+
+
+def _ours(frame: bytes) -> Iterator[wire.Record]:
+    """The answers to calls that were made here. A frame of this node's own processes may be of any size: an answer that
+    is larger than a batch may be goes alone. What is for others is not copied."""
+    at, size = 0, len(frame)
+    while at < size:
+        length, method, kind, status, id = wire.HEADER.unpack_from(frame, at)
+        at += wire.HEADER.size + length
+        if id & OWN:
+            yield wire.Record(method, kind, status, id, frame[at - length : at])
 
 
 def _frame(records: list[bytes]) -> bytes:

@@ -42,7 +42,7 @@ class Front:
         return self.batches.popleft() if self.batches else Batch(b"", 0, [], b"")
 
     def deliver(self, batch: bytes) -> int:
-        for record in wire.decode(batch):
+        for record in wire.decode(batch) if len(batch) <= wire.BATCH_BYTES_MAX else []:
             if record.id & OWN:
                 continue  # no call of the edge's
             self.said.setdefault(record.id, []).append(Said(record.kind, record.status, record.payload))
@@ -227,6 +227,22 @@ def test_a_lease_stream_ends_when_all_is_answered(world: World) -> None:
     assert world.front.said == {CALL: [Said(edge.SEND, 0, b"first")]}
     world.applied(two, b"second")
     assert world.front.said[CALL][1:] == [Said(edge.SEND, 0, b"second"), Said(edge.END, 0, b"")]
+
+
+def test_an_answer_may_be_larger_than_a_batch(world: World) -> None:
+    """A Range without a limit, while something of the gateway's own is under way; and the events of a huge revision."""
+    large = bytes(wire.BATCH_BYTES_MAX + 1)
+    for _ in range(5):
+        world.arrives(Tick())
+    (status,) = world.link.apply
+    told = wire.encode(Method.STATUS, Kind.REPLY, 0, status.id, pb.StatusResponse(leader=0).SerializeToString())
+    assert world.gateway.has_leader
+    world.arrives(Answers(wire.encode(Method.RANGE, Kind.REPLY, 0, CALL, large) + told))
+    assert not world.gateway.has_leader
+    id = world.gateway.watch(pb.WatchRequest(), lambda status, payload: heard.append(len(payload)))
+    heard: list[int] = []
+    world.arrives(Streamed(wire.encode(Method.WATCH, Kind.STREAM_MESSAGE, 0, id, large)))
+    assert heard == [len(large)]
 
 
 def test_a_renewal_that_fails_ends_its_stream_with_the_reason(world: World) -> None:
