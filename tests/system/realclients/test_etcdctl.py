@@ -21,6 +21,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.conftest import environment
+from tests.system.realclients import installs
 from tests.system.realclients.etcds import Pair, binary, pair
 from tests.system.realclients.names import Names
 
@@ -224,10 +225,10 @@ def begun(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """An etcdctl of that version and new clusters."""
     program = binary("etcdctl") if request.param == "3.5" else str(DEBIAN)
     if not Path(program).exists():
-        pytest.skip("no etcdctl 3.4 on this machine: apt-get install etcd-client")
+        installs.lacking("etcdctl 3.4: apt-get install etcd-client")
     version = subprocess.check_output([program, "version"], text=True, env=environment(ETCDCTL_API="3"))
     if f"API version: {request.param}" not in version:
-        pytest.skip(f"{program} is another version: {version}")
+        installs.lacking(f"etcdctl {request.param}: {program} is another version: {version}")
     with pair(tmp_path_factory.mktemp("both")) as running:
         yield program, running
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import environment
+from tests.system.realclients import installs
 from tests.system.realclients.etcds import Pair
 
 SOURCE = Path(__file__).parent / "goclient"
@@ -22,7 +23,7 @@ SECONDS = 150.0
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> str:
     if not Path(GO).exists():
-        pytest.skip("no Go on this machine to build goclient/ with: https://go.dev/dl")
+        installs.lacking("Go, to build goclient/ with: https://go.dev/dl")
     built = tmp_path_factory.mktemp("goclient") / "goclient"
     subprocess.run([GO, "build", "-o", built, "."], cwd=SOURCE, env={**os.environ, "CGO_ENABLED": "0"}, check=True)
     return str(built)
