@@ -1,6 +1,6 @@
-"""python-etcd3: python_etcd3.py says what it does.
+"""Clients for Python: python_etcd3.py and python_aetcd.py say what they do.
 
-It needs a protobuf of long ago, so it has an environment of its own.
+Each has an environment of its own: python-etcd3 needs a protobuf of long ago.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from tests.conftest import environment
 from tests.system.realclients import installs
 from tests.system.realclients.etcds import Pair
 
-NEEDS = ["etcd3==0.12.0", "protobuf==3.20.3", "grpcio>=1.60", "six", "tenacity<7"]
-PROGRAM = Path(__file__).parent / "python_etcd3.py"
+NEEDS = {
+    "python_etcd3": ["etcd3==0.12.0", "protobuf==3.20.3", "grpcio>=1.60", "six", "tenacity<7"],
+    "python_aetcd": ["aetcd==1.0.0"],
+}
 SECONDS = 240.0
 
 
-@pytest.fixture(scope="module")
-def python() -> str:
-    return installs.python_with("python-etcd3", NEEDS)
+@pytest.mark.parametrize("client", NEEDS)
+def test_the_client_is_told_the_same(both: Pair, client: str) -> None:
+    python, program = installs.python_with(client, NEEDS[client]), Path(__file__).parent / f"{client}.py"
 
-
-def test_python_etcd3_is_told_the_same(both: Pair, python: str) -> None:
     def run(endpoints: list[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [python, str(PROGRAM), *endpoints[0].split(":")],
+            [python, str(program), *endpoints[0].split(":")],
             capture_output=True,
             text=True,
             timeout=SECONDS,
