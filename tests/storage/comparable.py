@@ -4,28 +4,64 @@ Left out is where we mean to differ, or etcd says nothing definite: the order of
 without an order together with a limit (3.5.1 cuts first); negative revisions inside transactions; deletions inside
 nested transactions (etcd finds an overlap with a put only in one order); two failed preconditions in one transaction
 (3.5.1 looks at all puts first); keeping the value of a key that the same transaction deletes with an open end (3.5.1
-panics). Headers of nested transactions are empty there.
+panics). Headers of nested transactions are empty there. Of a lease the time that is left runs, and its keys and the list
+of leases come in any order.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from kvorum import etcd_pb2 as pb
 
 
-def bare(response: Any) -> Any:
+def bare(request: Any, response: Any) -> Any:
+    """The answer without what may differ: changed in place."""
     response.header.CopyFrom(pb.ResponseHeader(revision=response.header.revision))
     if isinstance(response, pb.TxnResponse):
-        without_nested_headers(response)
+        bare_txn(request, response)
+    elif isinstance(response, pb.RangeResponse):
+        bare_range(request, response)
+    elif isinstance(response, pb.LeaseTimeToLiveResponse):
+        response.TTL = min(response.TTL, 1)
+        response.keys.sort()
+    elif isinstance(response, pb.LeaseLeasesResponse):
+        response.leases.sort(key=lambda lease: lease.ID)
     return response
 
 
-def without_nested_headers(response: pb.TxnResponse) -> None:
-    for op in response.responses:
-        if op.HasField("response_txn"):
-            op.response_txn.ClearField("header")
-            without_nested_headers(op.response_txn)
+def bare_txn(request: pb.TxnRequest, response: pb.TxnResponse) -> None:
+    done = request.success if response.succeeded else request.failure
+    for asked, told in zip(done, response.responses, strict=True):
+        if told.HasField("response_txn"):
+            told.response_txn.ClearField("header")
+            bare_txn(asked.request_txn, told.response_txn)
+        elif told.HasField("response_range"):
+            bare_range(asked.request_range, told.response_range)
+
+
+SORTED_BY = {
+    pb.RangeRequest.VERSION: "version",
+    pb.RangeRequest.CREATE: "create_revision",
+    pb.RangeRequest.MOD: "mod_revision",
+    pb.RangeRequest.VALUE: "value",
+}
+
+
+def bare_range(request: pb.RangeRequest, response: pb.RangeResponse) -> None:
+    """Put ties in the order of their keys; of those that a limit has cut apart only say how many are left."""
+    by = SORTED_BY.get(request.sort_target)
+    if by is None:
+        return
+    ties = [list(group) for _, group in itertools.groupby(response.kvs, lambda kv: getattr(kv, by))]
+    for tie in ties:
+        tie.sort(key=lambda kv: kv.key)
+    if response.more and ties:
+        ties[-1] = [pb.KeyValue(**{by: getattr(kv, by)}) for kv in ties[-1]]
+    kvs = [kv for tie in ties for kv in tie]
+    response.ClearField("kvs")
+    response.kvs.extend(kvs)
 
 
 def tamed(request: Any) -> Any:
@@ -41,7 +77,11 @@ def tamed(request: Any) -> Any:
 
 
 def tame_range(request: pb.RangeRequest) -> None:
-    request.sort_target = pb.RangeRequest.KEY
+    if request.sort_target != pb.RangeRequest.KEY:
+        if request.sort_order == pb.RangeRequest.NONE:
+            request.limit = 0
+        if request.sort_target == pb.RangeRequest.VALUE:
+            request.keys_only = False  # or ties couldn't be told
     request.revision = max(request.revision, 0)
 
 

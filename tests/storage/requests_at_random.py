@@ -17,6 +17,7 @@ class Dice:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.revision = 1  # roughly the newest, told by the caller
+        self.oldest = -1  # no revision below is asked for
 
     def maybe(self, odds: float = 0.3) -> bool:
         return self.random.random() < odds
@@ -31,7 +32,7 @@ class Dice:
         return self.random.choice([b"", b"\0", b"x", b"y", b"value", bytes(300)])
 
     def some_revision(self) -> int:
-        return self.random.randint(max(self.revision - 12, -1), self.revision + 1)
+        return self.random.randint(max(self.revision - 12, self.oldest), self.revision + 1)
 
     def put(self) -> pb.PutRequest:
         request = pb.PutRequest(key=self.key(), value=self.value(), prev_kv=self.maybe())

@@ -51,7 +51,7 @@ class Etcd:
             return error["code"], error["message"]
         response = METHODS[method].response()
         json_format.Parse(told, response, ignore_unknown_fields=True)
-        return bare(response)
+        return bare(request, response)
 
     def ready(self) -> bool:
         try:
@@ -65,7 +65,7 @@ class Etcd:
 
 def ours(store: Store, request: Any) -> Any:
     try:
-        return bare(store.read(request) if isinstance(request, pb.RangeRequest) else store.write(request))
+        return bare(request, store.read(request) if isinstance(request, pb.RangeRequest) else store.write(request))
     except errors.KvorumError as error:
         return int(error.code), error.text
 

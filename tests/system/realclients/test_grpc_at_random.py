@@ -48,7 +48,7 @@ class Members:
         except grpc.RpcError as error:
             return error.code(), error.details()
         header = [field.name for field, _ in response.header.ListFields()]
-        return header, bare(response)
+        return header, bare(request, response)
 
 
 def draw(dice: Dice) -> Any:
