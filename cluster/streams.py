@@ -74,11 +74,15 @@ class Stream:
 
 
 def see(changes: Sequence[Change]) -> list[Seen]:
+    """Parsed. Nothing counts as what was before a key was created, though a txn may have deleted it just before (etcd's
+    IsCreateEvent).
+    """
     parse = pb.Event.FromString
     seen = []
     for revision, event, prev in changes:
         parsed = parse(event)
-        seen.append(Seen(revision, parsed.type, parsed.kv.key, event, prev))
+        created = parsed.kv.create_revision == revision
+        seen.append(Seen(revision, parsed.type, parsed.kv.key, event, b"" if created else prev))
     return seen
 
 

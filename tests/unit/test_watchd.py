@@ -250,6 +250,29 @@ def test_what_was_before_is_looked_up_only_once_somebody_asks_for_it(world: Worl
     assert prev == [(b"1", b""), (b"2", b"1"), (b"3", b"2")]
 
 
+def test_nothing_was_before_what_a_txn_creates_though_it_has_deleted_it_first(world: World) -> None:
+    """As etcd 3.5.1 tells it: to who follows, and to who comes later."""
+    world.watch(b"live", key=b"k", prev_kv=True)
+    world.put(b"k", b"1")
+    ops = [
+        pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=b"a", range_end=b"\0")),  # no end: no overlap
+        pb.RequestOp(request_put=pb.PutRequest(key=b"k", value=b"2")),
+    ]
+    world.commit((Method.TXN, pb.TxnRequest(success=ops).SerializeToString()))
+    world.put(b"k", b"3")
+    world.settle(3)
+    world.watch(b"late", key=b"k", prev_kv=True, start_revision=2)
+    world.settle(3)
+    for who in (b"live", b"late"):
+        told = [(e.type, e.kv.value, e.prev_kv.value) for r in world.responses(who) for e in r.events]
+        assert told == [
+            (pb.Event.PUT, b"1", b""),
+            (pb.Event.DELETE, b"", b"1"),
+            (pb.Event.PUT, b"2", b""),
+            (pb.Event.PUT, b"3", b"2"),
+        ]
+
+
 def test_a_paused_stream_is_sent_nothing_and_goes_on_where_it_was(world: World) -> None:
     """Others of the same connection go on."""
     world.watch(b"c", key=b"k")
