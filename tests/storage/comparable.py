@@ -4,8 +4,8 @@ Left out is where we mean to differ, or etcd says nothing definite: the order of
 without an order together with a limit (3.5.1 cuts first); negative revisions inside transactions; deletions inside
 nested transactions (etcd finds an overlap with a put only in one order); two failed preconditions in one transaction
 (3.5.1 looks at all puts first); keeping the value of a key that the same transaction deletes with an open end (3.5.1
-panics). Headers of nested transactions are empty there. Of a lease the time that is left runs, and its keys and the list
-of leases come in any order.
+panics). Headers of nested transactions are empty there. Of a lease the time that is left runs, and its keys and the
+list of leases come in any order.
 """
 
 from __future__ import annotations
@@ -64,6 +64,16 @@ def bare_range(request: pb.RangeRequest, response: pb.RangeResponse) -> None:
     response.kvs.extend(kvs)
 
 
+def tamed_for_all(request: Any) -> Any:
+    """Besides, without reads of revisions in transactions that may write: where one of them is refused, the member of
+    etcd 3.5.1 that was asked does nothing, and the others do the puts.
+    """
+    request = tamed(request)
+    if isinstance(request, pb.TxnRequest) and writes(request):
+        read_the_present(request)
+    return request
+
+
 def tamed(request: Any) -> Any:
     if isinstance(request, pb.RangeRequest):
         tame_range(request)
@@ -96,3 +106,18 @@ def tame_txn(txn: pb.TxnRequest, depth: int) -> None:
             tame_txn(op.request_txn, depth + 1)
         elif depth:
             op.request_range.key = op.request_delete_range.key
+
+
+def writes(txn: pb.TxnRequest) -> bool:
+    return any(
+        writes(op.request_txn) if op.HasField("request_txn") else not op.HasField("request_range")
+        for op in (*txn.success, *txn.failure)
+    )
+
+
+def read_the_present(txn: pb.TxnRequest) -> None:
+    for op in (*txn.success, *txn.failure):
+        if op.HasField("request_range"):
+            op.request_range.revision = 0
+        elif op.HasField("request_txn"):
+            read_the_present(op.request_txn)

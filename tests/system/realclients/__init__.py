@@ -5,7 +5,8 @@
     test_node_client.py         etcd3 for Node (nodeclient/)
     test_python_clients.py      python-etcd3 and aetcd, in environments of their own
     test_python_etcd3_suite.py  python-etcd3's own tests
-    test_grpc_at_random.py      random valid requests over gRPC, answers compared field by field
+    test_grpc_at_random.py      random valid requests over gRPC at random members, answers compared field by field
+    test_sequences.py           thousands of random sequences of requests and watches, each from an empty keyspace
 
 Each runs one and the same program at both and compares what the two told it. What differs by nature is given names
 first (`Names`): ids of members and leases, terms, addresses. Revisions are compared as they are: the same requests in

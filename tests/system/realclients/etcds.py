@@ -39,13 +39,13 @@ def binary(name: str) -> str:
 
 
 @contextlib.contextmanager
-def etcd(directory: Path, name: str = "node") -> Iterator[Etcd]:
+def etcd(directory: Path, name: str = "node", nodes: int = NODES) -> Iterator[Etcd]:
     """A running etcd, whose members are called `name` and a number. It doesn't wait for its disk: nobody asks for its
     data later.
     """
     block, running = PortBlock(200), list[subprocess.Popen[bytes]]()
     directory.mkdir(parents=True)
-    clients, peers = ([f"http://127.0.0.1:{block.base + i + more}" for i in range(NODES)] for more in (0, NODES))
+    clients, peers = ([f"http://127.0.0.1:{block.base + i + more}" for i in range(nodes)] for more in (0, nodes))
     try:
         for i, (client, peer) in enumerate(zip(clients, peers, strict=True), 1):
             options = {
@@ -80,6 +80,9 @@ def _healthy(url: str) -> bool:
 
 
 @contextlib.contextmanager
-def pair(directory: Path) -> Iterator[Pair]:
-    with etcd(directory / "etcd") as theirs, Cluster(directory / "kvorum", NODES, shared=True) as ours:
-        yield Pair([ours.gateway(node) for node in range(NODES)], theirs.endpoints)
+def pair(directory: Path, nodes: int = NODES) -> Iterator[Pair]:
+    with (
+        etcd(directory / "etcd", nodes=nodes) as theirs,
+        Cluster(directory / "kvorum", nodes, shared=True) as ours,
+    ):
+        yield Pair([ours.gateway(node) for node in range(nodes)], theirs.endpoints)

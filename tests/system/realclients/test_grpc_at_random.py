@@ -1,8 +1,7 @@
 """Random valid requests over gRPC at random members of kvorum and of etcd: every answer and error, field by field.
 
-tests/storage/comparable.py says what is left out; besides, reads of revisions in transactions that may write: where one
-of them is refused, the member of etcd 3.5.1 that was asked does nothing, and the others do the puts. Headers are
-compared by their revision, and by which of their other fields are set at all.
+tests/storage/comparable.py says what is left out. Headers are compared by their revision, and by which of their other
+fields are set at all.
 """
 
 from __future__ import annotations
@@ -10,67 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import grpc
 import pytest
 
 from kvorum import etcd_pb2 as pb
-from kvorum.wire import METHODS
-from tests.storage.comparable import bare, tamed
+from tests.storage.comparable import tamed_for_all
 from tests.storage.requests_at_random import Dice
-from tests.storage.support import METHOD_OF
+from tests.system.realclients.calls import Members
 from tests.system.realclients.etcds import NODES, Pair
 
 REQUESTS = 600
 """For each seed: some 3 ms each on an idle machine."""
-SECONDS = 60.0
-
-
-class Members:
-    """The members of one cluster, called over gRPC."""
-
-    def __init__(self, endpoints: list[str]) -> None:
-        self.channels = [grpc.insecure_channel(endpoint) for endpoint in endpoints]
-
-    def close(self) -> None:
-        for channel in self.channels:
-            channel.close()
-
-    def call(self, member: int, request: Any) -> Any:
-        """The answer with a bare header and what was set in it, or the error's code and text."""
-        shape = METHODS[METHOD_OF[type(request)]]
-        call = self.channels[member].unary_unary(
-            shape.path,
-            request_serializer=type(request).SerializeToString,
-            response_deserializer=shape.response.FromString,
-        )
-        try:
-            response = call(request, timeout=SECONDS, wait_for_ready=True)
-        except grpc.RpcError as error:
-            return error.code(), error.details()
-        header = [field.name for field, _ in response.header.ListFields()]
-        return header, bare(request, response)
 
 
 def draw(dice: Dice) -> Any:
-    request = tamed(dice.range() if dice.maybe(0.3) else dice.read_only_txn() if dice.maybe(0.1) else dice.write())
-    if isinstance(request, pb.TxnRequest) and writes(request):
-        read_the_present(request)
-    return request
-
-
-def writes(txn: pb.TxnRequest) -> bool:
-    return any(
-        writes(op.request_txn) if op.HasField("request_txn") else not op.HasField("request_range")
-        for op in (*txn.success, *txn.failure)
-    )
-
-
-def read_the_present(txn: pb.TxnRequest) -> None:
-    for op in (*txn.success, *txn.failure):
-        if op.HasField("request_range"):
-            op.request_range.revision = 0
-        elif op.HasField("request_txn"):
-            read_the_present(op.request_txn)
+    return tamed_for_all(dice.range() if dice.maybe(0.3) else dice.read_only_txn() if dice.maybe(0.1) else dice.write())
 
 
 @pytest.fixture
