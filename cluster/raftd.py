@@ -25,7 +25,6 @@ long thus holds the log back on the others, until snapshots can bring it up to d
 from __future__ import annotations
 
 import random
-import sys
 from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -352,7 +351,7 @@ class Raftd:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`python -m cluster.raftd NODE_JSON EPOCH`: what the supervisor runs. Returns the exit code."""
+    """Of (NODE_JSON, EPOCH), as cluster/part.py calls it. Returns the exit code."""
     process = Process("raft")
     node, epoch = NodeConfig.load(argv[0]), int(argv[1])
     voters = tuple(member.id for member in node.members)
@@ -386,7 +385,3 @@ def main(argv: Sequence[str]) -> int:
         return process.fatal(Exit.DAMAGED, str(error))
     journal.close()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -57,7 +57,6 @@ what it has.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
@@ -652,7 +651,7 @@ class Watchd:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`python -m cluster.watchd NODE_JSON EPOCH`: what the supervisor runs. Returns the exit code."""
+    """Of (NODE_JSON, EPOCH), as cluster/part.py calls it. Returns the exit code."""
     process = Process("watch")
     config, epoch = NodeConfig.load(argv[0]), int(argv[1])
     board = WatchBoard()
@@ -680,7 +679,3 @@ def main(argv: Sequence[str]) -> int:
             link.rest(min(REST_SECONDS_MAX, max(REST_SECONDS_MIN, REST_SHARE * (used - before))))
         watchd.acknowledge()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
