@@ -381,8 +381,8 @@ class Applyd:
         identity, frame = client
         try:
             records = wire.decode(frame, wire.BATCH_RECORDS_MAX)
-        except wire.MalformedBatch as error:
-            self.fail(Caller(identity, 0, 0), errors.Malformed(f"kvorum: {error}"))
+        except wire.MalformedBatch as malformed:
+            self.fail(Caller(identity, 0, 0), errors.Malformed(f"kvorum: {malformed}"))
             return
         callers: list[Caller] = []
         kept: list[bytes] = []
@@ -748,8 +748,8 @@ def main(argv: Sequence[str]) -> int:
         while not process.stopping:
             link.wait(idle=applyd.idle, stuck=applyd.stuck)
             applyd.turn()
-    except Superseded as error:
-        return process.fatal(1, str(error))
+    except Superseded as superseded:
+        return process.fatal(1, str(superseded))
     except OSError as error:
         return process.fatal(exit_for(error), f"writing the store in {config.data_dir} failed: {error}")
     engine.close()

@@ -44,6 +44,7 @@ class Feed:
         self._sequence = 0
         self._unread: deque[tuple[int, int]] = deque()  # (sequence, bytes)
         self._waiting: list[Change] = []  # for the acknowledgement of what was sent last
+        self._waiting_revision = 0  # which they reach
         self._bytes = self._waiting_bytes = 0  # of both together, and of what waits
 
     def handle(self, message: WatchAttach | WatchAck | WatchDetach | HistoryRequest, term: int) -> None:
@@ -95,18 +96,19 @@ class Feed:
             self._send(WatchLost(self._session))
             return
         self._waiting += changes
+        self._waiting_revision = self._keyspace.revision
         self._waiting_bytes += size
         self._bytes += size
         if not self._unread:
             self._send_waiting()
 
     def _send_waiting(self) -> None:
-        """They are all that has changed since what was sent before, as this is called between store batches only."""
+        """They are all that has changed between what was sent before and their revision; the store may be further."""
         if self._waiting:
             self._sequence += 1
             self._unread.append((self._sequence, self._waiting_bytes))
             changes, self._waiting, self._waiting_bytes = self._waiting, [], 0
-            self._send(Changes(self._session, self._sequence, self._keyspace.revision, changes))
+            self._send(Changes(self._session, self._sequence, self._waiting_revision, changes))
 
     def tick(self, term: int) -> None:
         if self._open:

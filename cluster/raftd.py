@@ -377,11 +377,11 @@ def main(argv: Sequence[str]) -> int:
         while not process.stopping:
             link.wait(idle=raftd.idle)
             raftd.turn()
-    except NoSpace as error:
-        return process.fatal(Exit.NO_SPACE, f"no space left for the log in {node.wal_dir}: {error}")
-    except JournalFailed as error:
-        return process.fatal(Exit.DISK_FAILED, f"writing the log in {node.wal_dir} failed: {error}")
-    except LogLost as error:
-        return process.fatal(Exit.DAMAGED, str(error))
+    except NoSpace as full:
+        return process.fatal(Exit.NO_SPACE, f"no space left for the log in {node.wal_dir}: {full}")
+    except JournalFailed as failed:
+        return process.fatal(Exit.DISK_FAILED, f"writing the log in {node.wal_dir} failed: {failed}")
+    except LogLost as lost:
+        return process.fatal(Exit.DAMAGED, str(lost))
     journal.close()
     return 0

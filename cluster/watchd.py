@@ -465,9 +465,9 @@ class Watchd:
     def _take(self, identity: bytes, frame: bytes) -> None:
         try:
             records = wire.decode(frame, wire.BATCH_RECORDS_MAX)
-        except wire.MalformedBatch as error:
+        except wire.MalformedBatch as malformed:
             self.board.malformed_frames.add()
-            self._refuse(identity, 0, 0, errors.Malformed(f"kvorum: {error}"))
+            self._refuse(identity, 0, 0, errors.Malformed(f"kvorum: {malformed}"))
             return
         for record in records:
             try:

@@ -12,8 +12,10 @@ interpreter runs until the next build. A build is put in its place by one rename
 they may replace what they like; tests/test_compiled.py has the compiled modules do the same things.
 
 What may not be compiled: classes derived from a named tuple or from an exception other than Exception, and what looks
-into `vars()` of an object. It stays out of MODULES; compiled and interpreted modules use each other as they are. A
-compiled module looks up its own global names when it runs, but calls what other compiled ones define directly.
+into `vars()` of an object. It stays out of MODULES. And a name has one type in a function, also where exceptions are
+caught under it: mypyc gives it that of the first, and fails when the second comes. Compiled and interpreted modules use
+each other as they are. A compiled module looks up its own global names when it runs, but calls what other compiled ones
+define directly.
 """
 
 from __future__ import annotations

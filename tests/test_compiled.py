@@ -6,6 +6,7 @@ tests that put something else in a module's place, or derive from its classes, w
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from native import compile
 
 ROOT = Path(__file__).parents[1]
+MODULES = [module for group in compile.MODULES.values() for module in group]
 
 SAME = [
     *("tests/raft/test_scripts.py", "tests/raft/test_core.py", "tests/raft/test_message.py", "tests/raft/test_log.py"),
@@ -87,10 +89,31 @@ def test_a_build_of_other_sources_is_not_used(tmp_path: Path) -> None:
 
 
 def test_whatever_is_compiled_is_there() -> None:
-    modules = [module for group in compile.MODULES.values() for module in group]
-    assert len(set(modules)) == len(modules)
-    for module in modules:
+    assert len(set(MODULES)) == len(MODULES)
+    for module in MODULES:
         assert (ROOT / compile.source(module)).is_file()
+
+
+def names_of_two_types(function: ast.AST) -> list[str]:
+    """Names under which a function catches exceptions of different types."""
+    caught: dict[str, set[str]] = {}
+    for node in ast.walk(function):
+        if isinstance(node, ast.ExceptHandler) and node.name and node.type is not None:
+            caught.setdefault(node.name, set()).add(ast.unparse(node.type))
+    return [name for name, types in caught.items() if len(types) > 1]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_name_has_one_type(module: str) -> None:
+    functions = ast.walk(ast.parse((ROOT / compile.source(module)).read_text()))
+    wrong = [one.name for one in functions if isinstance(one, ast.FunctionDef) and names_of_two_types(one)]
+    assert not wrong
+
+
+def test_a_name_of_two_types_is_found() -> None:
+    wrong = "try: pass\nexcept OSError as error: pass\ntry: pass\nexcept KeyError as error: pass"
+    assert names_of_two_types(ast.parse(wrong)) == ["error"]
+    assert not names_of_two_types(ast.parse(wrong.replace("KeyError", "OSError")))
 
 
 if not (compile.BUILDS / compile.checksum()).is_dir():

@@ -387,6 +387,25 @@ def test_what_waits_for_an_acknowledgement_goes_before_whatever_speaks_of_it(wor
     assert [change.revision for item in told for change in item.changes] == [2, 3, 4, 5]
 
 
+def test_what_waits_reaches_no_further_than_its_own_revision(world: World) -> None:
+    """A compaction is told of before the changes of its own store batch are: what waited until then knows nothing of
+    them, though the store is there already."""
+    world.watch(b"c", key=b"k")
+    world.to_watch.clear()
+    world.put(b"k", b"sent")
+    world.put(b"k", b"waits")
+    changed, late = world.feed.changed, []
+    world.feed.changed = late.append  # type: ignore[method-assign]
+    world.put(b"k", b"late")
+    world.feed.tick(1)
+    changed(*late)
+    told = [item for item in world.to_watch if isinstance(item, Changes)]
+    assert [(item.revision, len(item.changes)) for item in told] == [(2, 1), (3, 1)]
+    world.feed.changed = changed  # type: ignore[method-assign]
+    world.settle()
+    assert [event.kv.value for r in world.responses(b"c") for event in r.events] == [b"sent", b"waits", b"late"]
+
+
 def test_the_session_ends_rather_than_more_wait_than_the_window_holds(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
