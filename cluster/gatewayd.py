@@ -21,7 +21,6 @@ slow is paused at the watch process, which serves it from history when it reads 
 from __future__ import annotations
 
 import struct
-import sys
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -506,7 +505,7 @@ def _unknown(path: str) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`python -m cluster.gatewayd NODE_JSON EPOCH`: what the supervisor runs. Returns the exit code."""
+    """Of (NODE_JSON, EPOCH), as cluster/part.py calls it. Returns the exit code."""
     process = Process("gateway")
     config = NodeConfig.load(argv[0])
     board = GatewayBoard()
@@ -543,6 +542,3 @@ def main(argv: Sequence[str]) -> int:
 
 
 GRACE_SECONDS = 2.0
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

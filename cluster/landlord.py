@@ -19,11 +19,11 @@ from typing import NamedTuple, Protocol
 
 from google.protobuf.message import Message as Protobuf
 
+from cluster.callers import Caller, Confirmation
 from cluster.internal import Answer, Ask, Message, Status
 from cluster.leasecalls import KEEP_ALIVE, TIME_LEFT, Call, LeaseCalls, Remote, Told
 from cluster.lessor import Lessor
 from cluster.metrics import ApplyBoard
-from cluster.proposals import Caller
 from cluster.requests import parsed
 from kvorum import errors
 from kvorum import etcd_pb2 as pb
@@ -67,12 +67,6 @@ class Host(Protocol):
 
     def reply(self, caller: Caller, result: Result) -> None: ...
     def fail(self, caller: Caller, error: errors.KvorumError) -> None: ...
-
-
-class Confirmation(Caller):
-    """Not a client: calls that wait until it is certain that this member leads. `id` says which."""
-
-    __slots__ = ()
 
 
 class _Confirming(NamedTuple):

@@ -18,8 +18,8 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from cluster.callers import Caller
 from cluster.lessor import Lessor
-from cluster.proposals import Caller
 
 KEEP_ALIVE, TIME_LEFT = 0, 1
 _ITEM = struct.Struct("<Bq")

@@ -292,10 +292,17 @@ class WatchLink:
         self._apply = sockets.local_caller(context, node.ipc("watch"))
         self._ticker = Ticker(node.heartbeat_ms / 1000)
         self._ends = _Ends(self._ticker, self._clients, self._broadcast, self._apply)
+        self._callers = zmq.Poller()
+        for socket in (self._clients, self._broadcast):
+            self._callers.register(socket, zmq.POLLIN)
 
     def wait(self) -> None:
         """Until something arrives or the next tick is due."""
         self._ends.wait(idle=True)
+
+    def rest(self, seconds: float) -> None:
+        """For so long, unless a client wants something."""
+        self._callers.poll(int(seconds * 1000))
 
     def receive(self) -> Iterator[Tick | ClientFrame | Subscription | Message]:
         for (frame,) in self._ends.drain(self._apply):

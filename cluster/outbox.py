@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
-from cluster.proposals import Caller
+from cluster.callers import Caller
 from kvorum import wire
 from kvorum.wire import Method
 from storage.requests import lone_key

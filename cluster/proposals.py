@@ -17,23 +17,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
+from cluster.callers import Caller
 from storage.codec import PROPOSAL_HEAD, pack_proposal
-
-
-class Caller(NamedTuple):
-    """Who waits for an answer, and under which id of theirs."""
-
-    identity: bytes
-    id: int
-    method: int
-
-
-class AfterSweep(Caller):
-    """One who asked for a physical compaction: answered when the sweep is done, not before."""
-
-    __slots__ = ()
 
 
 class Pending:

@@ -25,7 +25,6 @@ long thus holds the log back on the others, until snapshots can bring it up to d
 from __future__ import annotations
 
 import random
-import sys
 from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -352,7 +351,7 @@ class Raftd:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`python -m cluster.raftd NODE_JSON EPOCH`: what the supervisor runs. Returns the exit code."""
+    """Of (NODE_JSON, EPOCH), as cluster/part.py calls it. Returns the exit code."""
     process = Process("raft")
     node, epoch = NodeConfig.load(argv[0]), int(argv[1])
     voters = tuple(member.id for member in node.members)
@@ -378,15 +377,11 @@ def main(argv: Sequence[str]) -> int:
         while not process.stopping:
             link.wait(idle=raftd.idle)
             raftd.turn()
-    except NoSpace as error:
-        return process.fatal(Exit.NO_SPACE, f"no space left for the log in {node.wal_dir}: {error}")
-    except JournalFailed as error:
-        return process.fatal(Exit.DISK_FAILED, f"writing the log in {node.wal_dir} failed: {error}")
-    except LogLost as error:
-        return process.fatal(Exit.DAMAGED, str(error))
+    except NoSpace as full:
+        return process.fatal(Exit.NO_SPACE, f"no space left for the log in {node.wal_dir}: {full}")
+    except JournalFailed as failed:
+        return process.fatal(Exit.DISK_FAILED, f"writing the log in {node.wal_dir} failed: {failed}")
+    except LogLost as lost:
+        return process.fatal(Exit.DAMAGED, str(lost))
     journal.close()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

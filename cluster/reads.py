@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-from cluster.proposals import Caller
+from cluster.callers import Caller
 
 
 class Read(NamedTuple):

@@ -121,7 +121,11 @@ class Supervisor:
         try:
             epoch = self.data.next_epoch()
             hit("supervisor.before_spawn")
-            return spawn([CHILDREN[name], self._node_json, str(epoch)], inherit=lock, environment=self._environment)
+            return spawn(
+                ["cluster.part", CHILDREN[name], self._node_json, str(epoch)],
+                inherit=lock,
+                environment=self._environment,
+            )
         except OSError as error:
             if error.errno == errno.EIO:
                 raise Refused(Exit.DISK_FAILED, f"writing to {self.config.data_dir} failed: {error}") from error

@@ -39,7 +39,8 @@ between. Which watchers a change is for is found by an index of their ranges, so
 synced watcher that wants nothing of it is not touched: its `next` falls behind and stands for the revision after
 `_head`, until it is brought something, or the session ends.
 
-Changes that come while a turn is done, or in the short rest after it, are told together in the next. What keys were
+After each telling this process rests, and has apply send what has changed meanwhile only then: to be told together. A
+client that wants something ends the rest. What keys were
 before their changes is looked up by apply only once a watcher has asked for it; its first request waits until apply
 knows (a new session). Only while there are streams is there a session with apply at all.
 
@@ -56,7 +57,6 @@ what it has.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
@@ -123,9 +123,11 @@ class Link(Protocol):
         ...
 
 
-REST_SECONDS, REST_SECONDS_EACH, REST_SECONDS_MAX = 0.002, 0.0001, 0.010
-"""After telling of changes, and for each of them: what comes meanwhile is told together. To tell a hundred watchers of
-one event costs nearly as much as to tell them of fifty, so the more there is to tell, the fewer times it is told."""
+REST_SHARE = 20
+"""After telling of changes this process rests for so many times the CPU time that it took, so that it takes a twentieth
+of a CPU: what comes meanwhile is told together. To tell a hundred watchers of one event costs nearly as much as to tell
+them of fifty, here and at their end, so the more there is to tell, the fewer times it is told."""
+REST_SECONDS_MIN, REST_SECONDS_MAX = 0.001, 0.040
 UNSENT_MAX = 1000
 HELD_MAX = 10_000
 
@@ -156,7 +158,7 @@ class Watchd:
         self.link, self.node, self.board, self.epoch = link, node, board, epoch
         self._response_bytes_max, self._progress_ticks = response_bytes_max, progress_ticks
         self._session = 0
-        self._sequence = 0
+        self._sequence = self._acknowledged = 0
         self._head = 0  # every change up to here has been seen in this session
         self._compacted = 0
         self._term = 0
@@ -216,11 +218,18 @@ class Watchd:
         self._catch_up()
         return told
 
+    def acknowledge(self) -> None:
+        """Have apply send what has changed meanwhile: to be called after the rest that follows a turn which told."""
+        if self._session and self._sequence != self._acknowledged:
+            self._acknowledged = self._sequence
+            self.link.to_apply(WatchAck(self._session, self._sequence))
+
     # ---- the conversation with apply
 
     def _attached(self, item: WatchAttached) -> None:
         """Changes after its revision will come. What watchers lack up to there is history."""
-        self._session, self._sequence, self._attaching = item.session, 0, False
+        self._session, self._attaching = item.session, False
+        self._sequence = self._acknowledged = 0
         if self._head != item.revision:
             self._groups.restart(item.revision)
         if self._head != item.revision or self._prev != self._prev_asked:
@@ -290,7 +299,6 @@ class Watchd:
         changes, revision = self._arrived, self._arrived_revision
         self._arrived, self._arrived_bytes = [], 0
         told, self._head = self._head + 1, revision
-        self.link.to_apply(WatchAck(self._session, self._sequence))
         seen = see(changes)
         self._ring.add(seen, revision)
         hit("watchBeforeSend")
@@ -457,9 +465,9 @@ class Watchd:
     def _take(self, identity: bytes, frame: bytes) -> None:
         try:
             records = wire.decode(frame, wire.BATCH_RECORDS_MAX)
-        except wire.MalformedBatch as error:
+        except wire.MalformedBatch as malformed:
             self.board.malformed_frames.add()
-            self._refuse(identity, 0, 0, errors.Malformed(f"kvorum: {error}"))
+            self._refuse(identity, 0, 0, errors.Malformed(f"kvorum: {malformed}"))
             return
         for record in records:
             try:
@@ -643,7 +651,7 @@ class Watchd:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`python -m cluster.watchd NODE_JSON EPOCH`: what the supervisor runs. Returns the exit code."""
+    """Of (NODE_JSON, EPOCH), as cluster/part.py calls it. Returns the exit code."""
     process = Process("watch")
     config, epoch = NodeConfig.load(argv[0]), int(argv[1])
     board = WatchBoard()
@@ -662,13 +670,12 @@ def main(argv: Sequence[str]) -> int:
         broadcast=config.advertise_broadcast,
     )
     process.settle()
+    used = time.process_time()
     while not process.stopping:
         link.wait()
         told = watchd.turn()
         if told:
-            time.sleep(min(REST_SECONDS_MAX, REST_SECONDS + told * REST_SECONDS_EACH))
+            before, used = used, time.process_time()
+            link.rest(min(REST_SECONDS_MAX, max(REST_SECONDS_MIN, REST_SHARE * (used - before))))
+        watchd.acknowledge()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

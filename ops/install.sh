@@ -34,6 +34,11 @@ find_python() {
     return 1
 }
 
+# What is on the path of a request, as C; nothing to do if that is there (native/compile.py).
+compile() {
+    .venv/bin/python -m native.compile || { say "compiling failed; everything would run interpreted, and slower"; exit 1; }
+}
+
 stamp=.venv/.kvorum-$what
 depends="ops/install.sh setup.py pyproject.toml cluster/version.py native/build.py $(echo native/*.c native/*.h | tr ' ' '\n' |
     grep -v '^native/_' | tr '\n' ' ')"
@@ -41,6 +46,7 @@ depends="ops/install.sh setup.py pyproject.toml cluster/version.py native/build.
 state=$( (pwd; cat $depends) | cksum)
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$state" ] && [ -x .venv/bin/kvorum ] && ls native/_wal*.so native/_plain*.so native/_edge*.so > /dev/null 2>&1
 then
+    compile
     exit 0
 fi
 
@@ -59,9 +65,10 @@ has_header nghttp2/nghttp2.h && has_header openssl/ssl.h || apt libnghttp2-dev l
 # Its tests are left out where there is none: not every distribution has it.
 [ "$what" != test ] || [ -x /usr/bin/etcdctl ] || ! apt-cache show etcd-client > /dev/null 2>&1 || apt etcd-client
 
-say "installing kvorum and what it needs into .venv/ (a minute or two)"
-target=.
-[ "$what" = test ] && target='.[test]'
+say "installing kvorum and what it needs into .venv/ (a few minutes)"
+target='.[compile]'
+[ "$what" = test ] && target='.[compile,test]'
 # A plain path entry for the clone: setuptools' import hook would cost every process of a node 2 MB and 20 ms.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check -e "$target" --config-settings editable_mode=compat
+compile
 echo "$state" > "$stamp"

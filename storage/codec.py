@@ -230,7 +230,7 @@ class State(NamedTuple):
 _STATE = struct.Struct("<BQQQq")
 
 
-class UnknownFormat(RuntimeError):
+class UnknownFormat(Exception):
     """The store was written by a version that this one does not understand. Nothing was touched."""
 
 

@@ -122,17 +122,17 @@ class Lane:
 
         self.client.submit(method, request, answered)
 
-    def paced(self, number: int, count: int) -> None:
-        """Puts at a fixed rate, of which this lane makes every `count`th, whether those before are answered or not."""
+    def paced(self, number: int, count: int, share: int) -> None:
+        """Puts at a fixed rate, of which this lane makes every `count`th; no more than `share` at a time, so that where
+        the rate is too high it falls behind, as etcdload does, rather than have ever more of them under way."""
         every = count / self.spec["rate"]
         due = self.begin - self.spec["warmup_seconds"] + number / self.spec["rate"]
-        while due < self.end:
-            now = clock()
-            if now < due:
-                self.client.drive(due - now)
-            else:
+        while (now := clock()) < self.end:
+            if now >= due and self.client.inflight < share:
                 self._pace()
                 due += every
+            else:
+                self.client.drive(max(0.0, due - now) or 1.0)
         while self.client.inflight:
             self.client.drive(1.0)
 
@@ -273,12 +273,14 @@ class Load:
         if watchers is not None:
             watchers.tell({"begin": begin, "end": end})
         clients, count = self.spec["clients"], len(self.lanes)
+        shares = [len(range(number, clients, count)) for number in range(count)]
         if self.spec["rate"]:
-            threads = [threading.Thread(target=lane.paced, args=(i, count)) for i, lane in enumerate(self.lanes)]
+            threads = [
+                threading.Thread(target=lane.paced, args=(i, count, shares[i])) for i, lane in enumerate(self.lanes)
+            ]
         elif clients == 1:
             threads = [threading.Thread(target=self._go_around, args=(end,))]
         else:
-            shares = [len(range(number, clients, count)) for number in range(count)]
             threads = [
                 threading.Thread(target=lane.crowd, args=(share,))
                 for lane, share in zip(self.lanes, shares, strict=True)

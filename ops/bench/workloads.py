@@ -24,7 +24,7 @@ class Workload:
     """Who listen meanwhile: each with a connection of its own to all keys, or, with `own_keys`, each to one key."""
     own_keys: bool = False
     rate: float = 0.0
-    """Calls a second, whether those before are answered or not; 0: a closed loop, as many as possible."""
+    """Calls a second, as long as no more than `clients` are under way; 0: as many as possible."""
 
     puts: int = 1
     """In each transaction of the workload "puts"."""

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 
 from cluster.applyd import Applyd
 from cluster.broadcast import Seen, event_field
+from cluster.callers import Caller
 from cluster.internal import Committed
-from cluster.proposals import Caller, Pending, Proposals
+from cluster.proposals import Pending, Proposals
 from cluster.raft.core import Append, Raft
 from cluster.raft.leadership import Leadership
 from cluster.raft.log import Log

@@ -381,7 +381,7 @@ def _tuned(seed: int, shells: Shells | None = None) -> bool:
     with _settled(seed, plan=_calm_and_heard, shells=shells) as (run, _):
         (listener,) = run.listeners
         listener.heal()  # nothing but what this test does
-        run.let(SECOND)
+        run.let(21 * SECOND)  # a break of its connection may have been on its way
         watch = Watch(b"quiet")
         listener.add(watch)
         run.let(SECOND)

@@ -6,10 +6,9 @@ from typing import Any
 
 import cluster.landlord
 from cluster.applyd import Applyd
-from cluster.landlord import Confirmation
+from cluster.callers import Caller, Confirmation
 from cluster.leasecalls import LeaseCalls, Told
 from cluster.lessor import Lessor
-from cluster.proposals import Caller
 from kvorum import etcd_pb2 as pb
 from storage import codec
 from storage.keyspace import Keyspace, Turn

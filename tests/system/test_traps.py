@@ -238,7 +238,7 @@ def test_an_apply_process_that_wakes_up_after_its_successor_has_begun_is_fenced(
         cluster.pause(0, "apply")
         sleeping.put("b", "from the dead")
         successor = subprocess.Popen(
-            [sys.executable, "-m", "cluster.applyd", str(tmp_path / "node.json"), "1000"],
+            [sys.executable, "-m", "cluster.part", "cluster.applyd", str(tmp_path / "node.json"), "1000"],
             cwd=ROOT, env=clean_environment(), stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from cluster.callers import Caller
 from cluster.leasecalls import KEEP_ALIVE, TIME_LEFT, Call, LeaseCalls
 from cluster.lessor import Lessor
-from cluster.proposals import Caller
 from storage.leases import Changes, Leases
 from storage.memory import MemoryEngine
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pytest
 
 from cluster import outbox
+from cluster.callers import Caller
 from cluster.outbox import KEPT_BYTES_MAX, TURN_BYTES, Outbox
-from cluster.proposals import Caller
 from kvorum import etcd_pb2 as pb
 from kvorum.wire import Method
 

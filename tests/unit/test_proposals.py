@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cluster.proposals import Caller, Proposals
+from cluster.callers import Caller
+from cluster.proposals import Proposals
 from storage.codec import PROPOSAL_HEAD
 
 PATIENCE = 10
