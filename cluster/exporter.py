@@ -30,7 +30,7 @@ from storage.failpoint import hit
 from storage.keyspace import Keyspace
 from storage.rocks import RocksEngine
 
-NICE = 19
+NICE = 10
 PIPE_BYTES = 1 << 20
 """What the export is ahead of its reader. Linux gives anybody as much."""
 

@@ -178,7 +178,8 @@ class Snapshots:
         if snapshot.caller is None:
             return
         if snapshot.failure is not None:
-            self._answer(snapshot.caller, snapshot.failure.code, snapshot.failure.text.encode())
+            caller, snapshot.caller = snapshot.caller, None
+            self._answer(caller, snapshot.failure.code, snapshot.failure.text.encode())
             self._end(id)
         elif snapshot.left is not None and len(snapshot.held) == snapshot.wanted:
             last = not snapshot.left
