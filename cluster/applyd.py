@@ -664,7 +664,7 @@ class Applyd:
     def _measure(self) -> None:
         board, keyspace = self.board, self.keyspace
         self._disk_room = self._disk_free_bytes() - DISK_RESERVE_BYTES
-        if self._disk_room < 0:
+        if not self._may_flush:
             self._snapshots.give_up(NO_ROOM)
         size = self.node.store_bytes = keyspace.engine.size_bytes()
         board.db_size_bytes.set(size)
