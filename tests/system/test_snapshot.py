@@ -14,22 +14,26 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 import kvorum
 from cluster.snapshotcalls import BLOB_BYTES
-from cluster.snapshots import NO_ROOM, SNAPSHOTS_MAX, TOO_MANY
+from cluster.snapshots import NO_ROOM, SILENCE_ELECTIONS, SNAPSHOTS_MAX, TOO_MANY
 from kvorum import errors, txn
+from kvorum import etcd_pb2 as pb
 from tests.conftest import environment
 from tests.system.cluster import Cluster, alive, eventually
 from tests.system.disk import fill, small_disk
 from tests.system.restoring import BINARIES, etcdctl, pairs, restored
+from tests.system.undisturbed import rss_bytes
 
 WAIT = 60.0
+SHORT_ELECTION_MS = 250
 INTERRUPTED = 5
 """etcdctl's exit code."""
 SLOW = "export.piece:sleep(20)"
@@ -179,21 +183,63 @@ def test_a_snapshot_taken_during_writes_is_the_history_up_to_a_revision(tmp_path
                         assert pairs(etcd, f"--rev={revision}")[1] == list(ours.kvs)
 
 
-def test_who_writes_and_reads_does_not_wait_for_one_who_takes_a_snapshot_and_does_not_read_it(
-    slow: Cluster,
+def by_json(endpoint: str) -> Iterator[pb.SnapshotResponse]:
+    """The messages as they come; nothing is read but what is asked for."""
+    host, _, port = endpoint.rpartition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=WAIT)
+    try:
+        connection.request("POST", "/v3/maintenance/snapshot", "{}")
+        for line in connection.getresponse():
+            told = json.loads(line)["result"]
+            left = int(told.get("remaining_bytes", "0"))
+            yield pb.SnapshotResponse(remaining_bytes=left, blob=base64.b64decode(told["blob"]))
+    finally:
+        connection.close()
+
+
+def by_grpc(endpoint: str) -> Iterator[pb.SnapshotResponse]:
+    with grpc.insecure_channel(endpoint) as channel:
+        call = channel.unary_stream(
+            "/etcdserverpb.Maintenance/Snapshot",
+            request_serializer=pb.SnapshotRequest.SerializeToString,
+            response_deserializer=pb.SnapshotResponse.FromString,
+        )
+        yield from call(pb.SnapshotRequest(), timeout=WAIT)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A node with 30 MB, which no buffer on the way takes."""
+    settings = {"heartbeat-interval": "25", "election-timeout": str(SHORT_ELECTION_MS)}
+    with Cluster(tmp_path_factory.mktemp("large"), nodes=1, settings=settings, shared=True) as cluster:
+        with kvorum.client(cluster.endpoints, timeout=30) as client:
+            some_keys(client, 300, 100_000)
+        yield cluster
+
+
+@pytest.mark.parametrize("way", [by_json, by_grpc])
+def test_a_snapshot_that_is_not_read_stands_still_and_nobody_waits_for_it(
+    large: Cluster, way: Callable[[str], Iterator[pb.SnapshotResponse]]
 ) -> None:
-    """The stream stands still, and so does the export. What it gives when it is read is whole."""
-    host, _, port = slow.gateway(0).rpartition(":")
-    slow_reader = http.client.HTTPConnection(host, int(port), timeout=WAIT)
-    slow_reader.request("POST", "/v3/maintenance/snapshot", "{}")
-    slow_reader.getresponse()
-    with kvorum.client(slow.endpoints, timeout=30) as client:
-        for number in range(50):
-            client.put("meanwhile", str(number))
-            assert client.get("meanwhile")[0] == str(number).encode()
-    assert len(exports(slow)) == 1
-    slow_reader.close()
-    eventually(lambda: not exports(slow), what="the end of the export")
+    """For longer than a client may be silent that has gone. What it gives when it is read is whole."""
+    before = {name: rss_bytes(large.pid(0, name)) for name in ("apply", "gateway")}
+    pieces = way(large.gateway(0))
+    read = [next(pieces)]
+    (export,) = exports(large)
+    until = time.monotonic() + 1.5 * SILENCE_ELECTIONS * SHORT_ELECTION_MS / 1000
+    with kvorum.client(large.endpoints, timeout=5) as client:
+        while time.monotonic() < until:
+            client.put("meanwhile", "v")
+            assert client.get("meanwhile")[0] == b"v"
+            time.sleep(0.1)
+    assert exports(large) == [export]
+    for name, size in before.items():
+        assert rss_bytes(large.pid(0, name)) < size + (20 << 20), name
+    read += pieces
+    database = b"".join(piece.blob for piece in read[:-1])
+    assert len(database) == read[0].remaining_bytes + len(read[0].blob) > 30_000_000
+    assert hashlib.sha256(database).digest() == read[-1].blob
+    eventually(lambda: not exports(large), what="the end of the export")
 
 
 def lines(endpoint: str) -> list[dict[str, Any]]:
