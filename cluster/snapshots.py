@@ -49,7 +49,7 @@ _REASON_BYTES = 4096
 
 TOO_MANY = errors.Unavailable("kvorum: other snapshots are under way here, try again later", Code.RESOURCE_EXHAUSTED)
 NO_ROOM = errors.Unavailable("kvorum: no space left on the disk to take a snapshot", Code.RESOURCE_EXHAUSTED)
-UNKNOWN = errors.Unavailable("kvorum: this snapshot is not under way here, begin a new one", Code.UNKNOWN)
+UNKNOWN = errors.Unavailable("kvorum: this snapshot is not under way here, begin a new one", Code.ABORTED)
 BUSY = errors.Refused("kvorum: one piece of a snapshot at a time", Code.FAILED_PRECONDITION)
 
 
@@ -231,4 +231,4 @@ class Snapshots:
 
 
 def _broken(why: str) -> errors.KvorumError:
-    return errors.Unavailable(f"kvorum: the snapshot {why}; the node's log may say more", Code.UNKNOWN)
+    return errors.Unavailable(f"kvorum: the snapshot {why}; the node's log may say more", Code.ABORTED)

@@ -600,4 +600,4 @@ def test_a_snapshot_call_that_makes_no_sense_is_refused(stage: Stage) -> None:
     stage.catch_up()
     bad = wire.encode(Method.SNAPSHOT, Kind.CALL, 0, 2, b"\xff")
     stage.turn(ClientFrame(b"c", snapshot(1, snapshot=99) + bad))
-    assert {id: status for id, (status, _) in stage.answers().items()} == {1: Code.UNKNOWN, 2: Code.INTERNAL}
+    assert {id: status for id, (status, _) in stage.answers().items()} == {1: Code.ABORTED, 2: Code.INTERNAL}
