@@ -3,15 +3,18 @@ waits, nothing is left behind."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import hashlib
 import http.client
+import io
 import json
 import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,10 +27,10 @@ import pytest
 import kvorum
 from cluster.snapshotcalls import BLOB_BYTES
 from cluster.snapshots import NO_ROOM, SILENCE_ELECTIONS, SNAPSHOTS_MAX, TOO_MANY
-from kvorum import errors, txn
+from kvorum import aio, errors, txn
 from kvorum import etcd_pb2 as pb
 from tests.conftest import environment
-from tests.system.cluster import Cluster, alive, eventually
+from tests.system.cluster import ROOT, Cluster, alive, eventually
 from tests.system.disk import fill, small_disk
 from tests.system.restoring import BINARIES, etcdctl, pairs, restored
 from tests.system.undisturbed import rss_bytes
@@ -217,6 +220,15 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A node with 3 MB."""
+    with Cluster(tmp_path_factory.mktemp("small"), nodes=1, shared=True) as cluster:
+        with kvorum.client(cluster.endpoints, timeout=30) as client:
+            some_keys(client, 300, 10_000)
+        yield cluster
+
+
 @pytest.mark.parametrize("way", [by_json, by_grpc])
 def test_a_snapshot_that_is_not_read_stands_still_and_nobody_waits_for_it(
     large: Cluster, way: Callable[[str], Iterator[pb.SnapshotResponse]]
@@ -256,14 +268,11 @@ def lines(endpoint: str) -> list[dict[str, Any]]:
     return [line["result"] for line in found]
 
 
-def test_json_is_told_what_etcd_tells(tmp_path: Path) -> None:
+def test_json_is_told_what_etcd_tells(small: Cluster, tmp_path: Path) -> None:
     """Pieces of 32 KiB, what remains counted down to nothing and then left out, the checksum at the end."""
-    with Cluster(tmp_path / "cluster", nodes=1) as cluster:
-        with kvorum.client(cluster.endpoints, timeout=30) as client:
-            some_keys(client, 300, 10_000)
-        ours = lines(cluster.gateway(0))
-        target = tmp_path / "snapshot.db"
-        target.write_bytes(b"".join(base64.b64decode(line["blob"]) for line in ours))
+    ours = lines(small.gateway(0))
+    target = tmp_path / "snapshot.db"
+    target.write_bytes(b"".join(base64.b64decode(line["blob"]) for line in ours))
     with restored(target, tmp_path) as etcd:
         theirs = lines(etcd)
     for told, more in ((ours, {"version"}), (theirs, set())):
@@ -279,6 +288,53 @@ def test_json_is_told_what_etcd_tells(tmp_path: Path) -> None:
         assert set(told[-1]) == {"blob", *more}
         assert blobs[-1] == hashlib.sha256(b"".join(blobs[:-1])).digest()
     assert {line["version"] for line in ours} == {"3.6.0"}
+
+
+def kvorumctl(cluster: Cluster, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "kvorum.ctl.main", f"--endpoints={cluster.endpoint(0)}", *words]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=WAIT, env=environment(), check=False
+    )
+
+
+def test_kvorumctl_and_the_clients_take_the_same_and_read_what_etcd_has_saved(small: Cluster, tmp_path: Path) -> None:
+    saved = [tmp_path / name for name in ("etcdctl", "kvorumctl", "sync", "aio")]
+    with kvorum.client(small.endpoints, timeout=30) as client:
+        client.lease_grant(600, 7)
+        assert save(small, saved[0]).returncode == 0
+        done = kvorumctl(small, "snapshot", "save", saved[1])
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == f"Snapshot saved at {saved[1]}\nServer version 3.6.0\n"
+        with open(saved[2], "wb") as file:
+            assert client.snapshot(file) == file.tell()
+
+    async def take() -> int:
+        async with aio.client(small.endpoints, timeout=30) as client:
+            with open(saved[3], "wb") as file:
+                return await client.snapshot(file)
+
+    assert asyncio.run(take()) == saved[3].stat().st_size
+    assert len({hashlib.sha256(path.read_bytes()).digest() for path in saved}) == 1
+    with restored(saved[1], tmp_path) as etcd:
+        theirs = tmp_path / "theirs"
+        command = [BINARIES / "etcdctl", f"--endpoints={etcd}", "snapshot", "save", theirs]
+        subprocess.run(command, check=True, capture_output=True, timeout=WAIT, env=environment())
+    for path in (saved[1], theirs):
+        told = kvorumctl(small, "snapshot", "status", path, "-w", "json")
+        assert json.loads(told.stdout) == {**status("etcdutl", path), "version": ""}, told.stderr
+
+
+def test_a_client_of_ours_that_fails_gives_up_its_snapshot(slow: Cluster) -> None:
+    class Full(io.BytesIO):
+        def write(self, data: Any, /) -> int:
+            if data:
+                raise OSError(28, "full")
+            return 0
+
+    with kvorum.client(slow.endpoints, timeout=30) as client:
+        with pytest.raises(OSError, match="full"):
+            client.snapshot(Full())
+        eventually(lambda: not exports(slow), 5.0, "the end of the export")
 
 
 def test_a_client_that_goes_takes_its_export_along(slow: Cluster, tmp_path: Path) -> None:
