@@ -4,8 +4,8 @@
        │                          └▶ walk ▶ pages ─▶          or     u64 NO_SIZE | why not, in UTF-8
        └── closes the pipe, kills ──▶ gone, and the files it had open with it
 
-It has a process so that nothing waits for it, and because Python would share one processor among threads. It is of the
-lowest priority. The pipe is all the flow control there is: a full one makes the export sleep. It writes to no file, so
+It has a process so that nothing waits for it, and because Python would share one processor among threads. It is of low
+priority. The pipe is all the flow control there is: a full one makes the export sleep. It writes to no file, so
 no disk can get full by it, and it is killed without further thought: by whoever has no more use for it, and by the
 kernel when the apply process ends (cluster/child.py).
 """

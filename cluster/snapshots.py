@@ -10,7 +10,7 @@ mark (storage/rocks.py). The applied index lies in the same batch as the data, s
 entry, without a hole and without half a transaction, whatever is written meanwhile.
 
 Who waits for whom. Nobody for a snapshot: the flush is done by a thread, all reading, packing and hashing by a process
-of the lowest priority, and what is done here is to pass on a piece of PIECE_BYTES when a client has asked for one. The
+of low priority, and what is done here is to pass on a piece of PIECE_BYTES when a client has asked for one. The
 export is ahead of its client by one piece and what a pipe holds, and stands still otherwise; so memory is bounded, and
 a client that doesn't ask costs a process that sleeps.
 
