@@ -6,10 +6,10 @@
 
 Why an answer is true. A write is answered only from the result of applying its own entry, which is committed, and only
 after the store batch with it is visible here: who was answered and asks again, here, sees it. A linearizable read is
-answered from a state that has applied at least the index which the leader confirmed after the read had arrived.
-What a fresh process may show is in cluster/reads.py, why a batch may be proposed again in cluster/proposals.py, why a
-lease's time is kept in cluster/lessor.py and leasecalls.py, and what becomes of answers that nobody takes in
-cluster/outbox.py.
+answered from a state that has applied at least the index which the leader confirmed after the read had arrived. What a
+fresh process may show is in cluster/reads.py, what a snapshot is of in cluster/snapshots.py, why a batch may be
+proposed again in cluster/proposals.py, why a lease's time is kept in cluster/lessor.py and leasecalls.py, and what
+becomes of answers that nobody takes in cluster/outbox.py.
 
 Why a crash loses nothing. Nothing here is owed to anybody but the store's content, and that is rebuilt from the log:
 after a restart raft sends every entry after the store's applied index, and the store asserts that none is missing.
@@ -33,6 +33,7 @@ from cluster import metrics
 from cluster.callers import AfterSweep, Caller, Confirmation
 from cluster.config import NodeConfig
 from cluster.exits import Exit
+from cluster.exporter import Exporter
 from cluster.feed import Feed
 from cluster.internal import (
     Answered,
@@ -65,6 +66,7 @@ from cluster.process import Process, exit_for
 from cluster.proposals import Proposals
 from cluster.reads import Read, Reads
 from cluster.requests import parsed
+from cluster.snapshots import NO_ROOM, Export, Snapshots
 from kvorum import errors, wire
 from kvorum import etcd_pb2 as pb
 from kvorum.wire import Kind, Method
@@ -114,6 +116,10 @@ class Link(Protocol):
         ...
 
 
+def _no_exports(mark: int) -> Export:
+    raise OSError("there are no exports here")
+
+
 class Superseded(Exception):
     """A newer apply process of this node is attached to raft: this one must end."""
 
@@ -137,6 +143,7 @@ class Applyd:
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
         disk_free_bytes: Callable[[], int] = lambda: 1 << 62,
+        export: Callable[[int], Export] = _no_exports,
     ) -> None:
         self._disk_free_bytes = disk_free_bytes
         self._disk_room = disk_free_bytes() - DISK_RESERVE_BYTES
@@ -160,6 +167,7 @@ class Applyd:
         self._scans: deque[tuple[Caller, Scan]] = deque()
         self._hashing = False
         self._hashes: deque[tuple[Caller, bytes]] = deque()
+        self._snapshots = Snapshots(export, self._put, epoch=epoch, election_ticks=election_ticks)
         self._sweeping = True
         self._unreported = 0  # bytes applied since raft was last told
         self._physical: list[tuple[Caller, int]] = []
@@ -174,6 +182,7 @@ class Applyd:
             Method.MEMBER_LIST: self._member_list,
             Method.HASH: self._hash,
             Method.HASH_KV: self._hash,
+            Method.SNAPSHOT: self._snapshot,
             Method.MOVE_LEADER: self._move_leader,
             Method.LEASE_KEEP_ALIVE: self._landlord.keep_alive,
             Method.LEASE_TIME_TO_LIVE: self._landlord.time_to_live,
@@ -516,6 +525,9 @@ class Applyd:
         if caller.method == Method.MEMBER_LIST:
             self._reply_members(caller)
             return
+        if caller.method == Method.SNAPSHOT:
+            self._snapshot_step(caller, payload)
+            return
         if self._hashing and caller.method in _HASHES:
             if len(self._hashes) < HASHES_MAX:
                 self._hashes.append((caller, payload))
@@ -596,6 +608,28 @@ class Applyd:
         while self._hashes and not self._hashing:
             self.read(*self._hashes.popleft(), due=True)
 
+    def _snapshot(self, caller: Caller, payload: bytes) -> None:
+        if parsed(pb.SnapshotRequest, payload).snapshot:
+            self.read(caller, payload)
+        else:
+            self._begin_read(caller, payload, serializable=True)
+
+    def _snapshot_step(self, caller: Caller, payload: bytes) -> None:
+        request = pb.SnapshotRequest.FromString(payload)
+        try:
+            if request.snapshot:
+                self._snapshots.ask(caller, request)
+                return
+            if not self._may_flush:
+                raise NO_ROOM
+            index = self.keyspace.applied[0]
+            self._snapshots.begin(caller, index)
+        except errors.KvorumError as error:
+            self.fail(caller, error)
+        else:
+            if index > self._durable():
+                self._begin_flush(index)
+
     def _move_leader(self, caller: Caller, payload: bytes) -> None:
         target = parsed(pb.MoveLeaderRequest, payload).targetID
         if self.status.leader != self.node.member_id:
@@ -624,11 +658,14 @@ class Applyd:
             self._reads.begin_anyway()
         self._publish()
         self._flush()
+        self._snapshots.tick(self.ticks)
         self.feed.tick(self.status.term)
 
     def _measure(self) -> None:
         board, keyspace = self.board, self.keyspace
         self._disk_room = self._disk_free_bytes() - DISK_RESERVE_BYTES
+        if not self._may_flush:
+            self._snapshots.give_up(NO_ROOM)
         size = self.node.store_bytes = keyspace.engine.size_bytes()
         board.db_size_bytes.set(size)
         board.db_size_in_use_bytes.set(size)  # what RocksDB would give back is not known to it
@@ -676,9 +713,16 @@ class Applyd:
         index = self.keyspace.applied[0]
         entries = index - self._flush_from
         due = entries >= FLUSH_ENTRIES or (entries and self.ticks - self._flush_tick >= FLUSH_TICKS)
-        if due and self._disk_room + DISK_RESERVE_BYTES >= FLUSH_ROOM_BYTES:
-            self._flush_from, self._flush_tick = index, self.ticks
-            self.keyspace.engine.begin_flush(index)
+        if due and self._may_flush:
+            self._begin_flush(index)
+
+    @property
+    def _may_flush(self) -> bool:
+        return self._disk_room + DISK_RESERVE_BYTES >= FLUSH_ROOM_BYTES
+
+    def _begin_flush(self, index: int) -> None:
+        self._flush_from, self._flush_tick = index, self.ticks
+        self.keyspace.engine.begin_flush(index)
 
     # ---- what takes long
 
@@ -696,6 +740,8 @@ class Applyd:
                     self._next_hash()
                 else:
                     self._outbox.end_scan(caller.identity)
+        if self._snapshots:
+            self._snapshots.turn(self._durable())
         if self._sweeping:
             hit("applyBeforeSweep")
             self._sweeping = self.keyspace.sweep()
@@ -730,6 +776,7 @@ def main(argv: Sequence[str]) -> int:
         link = ApplyLink(zmq.Context(), config, board)
     except OSError as error:
         return process.fatal(Exit.USAGE, str(error))
+    exporter = Exporter(config.store_dir, link.wake_on)
     applyd = Applyd(
         keyspace,
         link,
@@ -742,12 +789,14 @@ def main(argv: Sequence[str]) -> int:
         timeout_ticks=(5000 + 2 * config.election_ms) // config.heartbeat_ms,
         lease_seconds_min=-(-3 * config.election_ms // 2000),
         disk_free_bytes=lambda: _free_bytes(config.store_dir),
+        export=exporter.start,
     )
     process.settle()
     try:
         while not process.stopping:
             link.wait(idle=applyd.idle, stuck=applyd.stuck)
             applyd.turn()
+            exporter.bury()
     except Superseded as superseded:
         return process.fatal(1, str(superseded))
     except OSError as error:

@@ -39,11 +39,13 @@ def main(data_dir: str, output: str) -> int:
             text = f"the store of {where} has applied entry {keyspace.applied[0]} and its log goes on to {last}"
             return _refused(f"{text}: start the node and stop it with SIGTERM")
         part = target.with_name(target.name + ".part")
-        with open(part, "w+b") as file:
-            size = export.snapshot(keyspace, file)
+        size, pieces = export.snapshot(keyspace)
+        with open(part, "wb") as file:
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
         part.rename(target)
+        size += export.CHECKSUM_BYTES
         print(f"{target}: {size} bytes, revision {keyspace.revision}, {len(keyspace.leases.granted)} leases")
     except OSError as error:
         return _refused(str(error))

@@ -3,7 +3,7 @@
     etcd clients ──▶ edge (C) ──calls────▶ apply     plain calls: whole batches, untouched on both ways
                           │   ◀─answers──
                           ├───streams────▶ watch     the same way; a Watch stream is a stream of ours
-                          └───events─────▶ Gateway   all else: lease streams, locks, and what is answered here
+                          └───events─────▶ Gateway   all else: lease streams, locks, snapshots, what is answered here
                                              └─ JsonWay   HTTP/1.1: JSON, /health and the like
 
 It keeps nothing that anybody would miss: calls under way, and which streams are open. If it dies, connections break and
@@ -38,6 +38,7 @@ from cluster.local_answers import LOCAL, Local
 from cluster.metrics import GatewayBoard
 from cluster.process import Process
 from cluster.recipecalls import RecipeCalls
+from cluster.snapshotcalls import SnapshotCalls
 from cluster.streams import SHARE_HEAD, SHARES
 from kvorum import errors, wire
 from kvorum import etcd_pb2 as pb
@@ -96,7 +97,7 @@ def methods() -> list[edge.Method]:
     for method, shape in wire.METHODS.items():
         if method in (Method.WATCH, Method.LEASE_KEEP_ALIVE):
             table.append(edge.Method(shape.path, method, edge.STREAM))
-        elif method != Method.HELLO:
+        elif method not in (Method.HELLO, Method.SNAPSHOT):
             table.append(edge.Method(shape.path, method, edge.PIPE))
     return table + [edge.Method(one.path, number, edge.UNARY) for number, one in LOCAL.items()]
 
@@ -124,6 +125,7 @@ class Gateway:
         self._inner: dict[int, Told] = {}  # calls made here that are dealt with like those of clients
         self._own_watches: dict[int, Then] = {}
         self.recipes = RecipeCalls(self, LOST)
+        self.snapshots = SnapshotCalls(self)
         self._watches: dict[int, None] = {}
         self._renewals: dict[int, int] = {}  # lease streams, and how many answers they wait for
         self._closing: set[int] = set()  # lease streams whose client says no more
@@ -389,6 +391,7 @@ class Gateway:
             self.pause(id, blocked)
         else:
             self.recipes.block(id, blocked)
+            self.snapshots.block(id, blocked)
 
     def _half_closed(self, id: int) -> None:
         if id in self._renewals:
@@ -406,12 +409,16 @@ class Gateway:
         if not connection:
             self._forget(id)
             self.recipes.cancel(id)
+            self.snapshots.cancel(id)
             return
         for gone in [one for one in (*self._watches, *self._renewals) if one >> 32 == id >> 32 and not one & OWN]:
             self._forget(gone)
         for gone in self.recipes.of_connection(id >> 32):
             if not gone & OWN:
                 self.recipes.cancel(gone)
+        for gone in self.snapshots.of_connection(id >> 32):
+            if not gone & OWN:
+                self.snapshots.cancel(gone)
 
     def _forget(self, id: int) -> None:
         if id in self._watches:
@@ -462,11 +469,12 @@ class Gateway:
         self._ticks += 1
         if self._json is not None:
             self._json.tick()
+        self.snapshots.tick(self._ticks)
         for whom in [whom for whom, since in self._unsent_since.items() if self._ticks - since > UNSENT_TICKS]:
             self._lost(whom)
         if self._ticks % STATUS_TICKS == 0:
             self.ask(Method.STATUS, pb.StatusRequest(), self._told_status)
-        self.board.streams.set(len(self._watches) + len(self._renewals) + len(self.recipes))
+        self.board.streams.set(len(self._watches) + len(self._renewals) + len(self.recipes) + len(self.snapshots))
 
     def _told_status(self, status: int, answer: bytes) -> None:
         self.has_leader = status == 0 and pb.StatusResponse.FromString(answer).leader != 0
@@ -533,6 +541,7 @@ def main(argv: Sequence[str]) -> int:
         gateway.turn()
     gateway.drain()
     gateway.recipes.stop()
+    gateway.snapshots.stop()
     until = time.monotonic() + GRACE_SECONDS
     while front.drain(GRACE_SECONDS) or (len(gateway.recipes) and time.monotonic() < until):
         link.wait(stuck=True)

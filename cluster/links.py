@@ -75,6 +75,12 @@ class _Ends:
     def wait(self, *, idle: bool, ms_max: int = 1 << 30) -> None:
         self._ready = dict(self._poller.poll(min(self._ticker.wait_ms(), ms_max) if idle else 0))
 
+    def wake_on(self, fd: int, wanted: bool) -> None:
+        if wanted:
+            self._poller.register(fd, zmq.POLLIN)
+        else:
+            self._poller.unregister(fd)
+
     def drain(self, socket: zmq.Socket[bytes]) -> Iterator[list[bytes]]:
         return _drain(socket) if socket in self._ready else iter(())
 
@@ -242,6 +248,7 @@ class ApplyLink:
         self._watcher = b""
         self._ticker = Ticker(node.heartbeat_ms / 1000)
         self._ends = _Ends(self._ticker, self._clients, self._raft, self._watch)
+        self.wake_on = self._ends.wake_on
 
     def wait(self, *, idle: bool, stuck: bool) -> None:
         """Until something arrives or the next tick is due; not long if `stuck` answers are to be tried again."""

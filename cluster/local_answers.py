@@ -74,6 +74,10 @@ def _health(gateway: Gateway, id: int, request: pb.HealthCheckRequest) -> None:
     gateway.reply(id, pb.HealthCheckResponse(status=serving))
 
 
+def _snapshot(gateway: Gateway, id: int, request: pb.SnapshotRequest) -> None:
+    gateway.snapshots.begin(id)
+
+
 def _recipe(recipe: Callable[[Any], recipes.Steps[None]]) -> Answer:
     return lambda gateway, id, request: gateway.recipes.begin(id, recipe(request))
 
@@ -86,7 +90,7 @@ _header_only = _with_header(lambda header: pb.HeaderResponse(header=header))
 _TABLE: list[tuple[str, type[Message], Answer]] = [
     ("/etcdserverpb.Maintenance/Alarm", pb.AlarmRequest, _alarm),
     ("/etcdserverpb.Maintenance/Defragment", _EMPTY, _same(pb.DefragmentResponse())),
-    ("/etcdserverpb.Maintenance/Snapshot", _EMPTY, _missing("use `kvorum export` on a stopped node's data directory")),
+    ("/etcdserverpb.Maintenance/Snapshot", pb.SnapshotRequest, _snapshot),
     ("/etcdserverpb.Maintenance/Downgrade", _EMPTY, _missing("there is nothing to downgrade to")),
     *(
         (f"/etcdserverpb.Cluster/Member{change}", _EMPTY, _NO_MEMBERS)

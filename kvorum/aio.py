@@ -16,7 +16,7 @@ import functools
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from random import Random
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, Unpack
+from typing import Any, BinaryIO, Concatenate, Generic, ParamSpec, TypeVar, Unpack
 
 from kvorum import endpoints as endpoints_
 from kvorum import errors, verbs
@@ -28,6 +28,7 @@ from kvorum.link import Core as AnyCore
 from kvorum.link import Lines, ListeningLines
 from kvorum.link import Session as AnySession
 from kvorum.results import Event, WatchResponse
+from kvorum.snapshots import Taking
 from kvorum.sync import TIMEOUT_SECONDS, positive
 from kvorum.txn import Key, Transactions, Txn, prefix_range
 from kvorum.verbs import Ask
@@ -217,6 +218,25 @@ class Client:
           LeaseExists, LeaseTTLTooLarge.
         """
         return await self._keeper.grant(ttl, lease_id, on_lost, timeout)
+
+    async def snapshot(self, file: BinaryIO) -> int:
+        """Write all keys, their history and the leases of the connected node into `file`, as a snapshot for etcd's
+        tools, its checksum at the end. Returns its size in bytes.
+
+        The client's timeout is for each piece. After an error the file holds a part of it (kvorum.snapshots).
+        """
+        taking = Taking()
+        try:
+            while not taking.done:
+                file.write(taking.take(await self.ask(taking.next())))
+        except BaseException:
+            cancel = taking.cancel()
+            if cancel is not None and not self._closed:
+                now = self._runner.loop().time()
+                self._core.submit(Call(cancel.method, cancel.request, now + self.timeout), now)
+                self._runner.soon()
+            raise
+        return taking.bytes
 
     # ---- watches
 

@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from random import Random
 from time import monotonic
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import BinaryIO, Concatenate, ParamSpec, TypeVar
 
 from kvorum import endpoints as endpoints_
 from kvorum import errors, verbs
@@ -35,6 +35,7 @@ from kvorum.link import Lines
 from kvorum.nudge import Nudge
 from kvorum.pipeline import Pipeline
 from kvorum.results import Member
+from kvorum.snapshots import Taking
 from kvorum.txn import Transactions, Txn
 from kvorum.verbs import Ask
 from kvorum.watcher import Watcher
@@ -46,6 +47,8 @@ T = TypeVar("T")
 
 TIMEOUT_SECONDS = 10.0
 """How long a call waits if nothing else is said: a little longer than a node, which gives up after 7 s and says why."""
+CANCEL_SECONDS = 0.2
+"""How long a snapshot that has failed waits until the node knows."""
 SUBMITTED_MAX = 100_000
 """Calls that may be under way through submit() at once."""
 
@@ -180,6 +183,24 @@ class Client(Watches):
             if self._keeper is None:
                 self._keeper = Keeper(self)
         return self._keeper.grant(ttl, lease_id, on_lost, timeout)
+
+    def snapshot(self, file: BinaryIO) -> int:
+        """Write all keys, their history and the leases of the connected node into `file`, as a snapshot for etcd's
+        tools, its checksum at the end. Returns its size in bytes.
+
+        The client's timeout is for each piece. After an error the file holds a part of it (kvorum.snapshots).
+        """
+        taking = Taking()
+        try:
+            while not taking.done:
+                file.write(taking.take(self.ask(taking.next())))
+        except BaseException:
+            cancel = taking.cancel()
+            if cancel is not None and not self._closed:
+                self.submit(cancel.method, cancel.request)
+                self.drive(CANCEL_SECONDS)
+            raise
+        return taking.bytes
 
     # ---- many calls from one thread
 

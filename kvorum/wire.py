@@ -60,6 +60,7 @@ class Method(IntEnum):
     STATUS = 18
     HASH = 20
     HASH_KV = 21
+    SNAPSHOT = 22
     MOVE_LEADER = 23
     MEMBER_PUBLISH = 64
     LEASE_EXPIRE = 65
@@ -96,6 +97,7 @@ METHODS: dict[Method, Shape] = {
     Method.STATUS: Shape("/etcdserverpb.Maintenance/Status", pb.StatusRequest, pb.StatusResponse),
     Method.HASH: Shape("/etcdserverpb.Maintenance/Hash", pb.HashRequest, pb.HashResponse),
     Method.HASH_KV: Shape("/etcdserverpb.Maintenance/HashKV", pb.HashKVRequest, pb.HashKVResponse),
+    Method.SNAPSHOT: Shape("/etcdserverpb.Maintenance/Snapshot", pb.SnapshotRequest, pb.SnapshotResponse),
     Method.MOVE_LEADER: Shape("/etcdserverpb.Maintenance/MoveLeader", pb.MoveLeaderRequest, pb.MoveLeaderResponse),
 }
 """What a client may call. The numbers between are kept for the rest of etcd's API, in its own order."""

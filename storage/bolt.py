@@ -1,4 +1,4 @@
-"""A bbolt file, written from beginning to end: the form in which etcd's own tools take a keyspace.
+"""A bbolt file, made from beginning to end: the form in which etcd's own tools take a keyspace.
 
     page 0, 1   meta: the newer one (by txid) counts; it names the root, the free list and the end of the file
     page 2      free list, empty: nothing here was ever freed
@@ -13,18 +13,21 @@ A page is 4096 bytes, or a multiple of that where one element is larger:
     element of a leaf     u32 flags (1: a bucket) | u32 offset of the key from here | u32 key bytes | u32 value bytes
     element of a branch   u32 offset of the key from here | u32 key bytes | u64 page
 
-Because entries come in key order, a tree is built bottom up: full leaves are written at once, and of each only its
-first key and its number are kept (about 100 bytes a leaf). The meta pages are written last, so a file that breaks off
-before has no valid one and is nobody's database; durability is the caller's, who knows whether it is wanted.
+Because entries come in key order, a tree is built bottom up: full leaves are given away at once, and of each only its
+first key and its number are kept (about 100 bytes a leaf). The metas come first and say where the root is, so there are
+two walks: `plan` finds out and keeps nothing else, `pages` gives the pages in the order of the file. Both must find the
+same entries. So a database can be sent while it is made, and whoever sends it knows from the beginning how large it
+will be.
 
-Source of the layout: bbolt's page, node and meta structures, version 2. Pure: writes into what it is given.
+Source of the layout: bbolt's page, node and meta structures, version 2. Pure.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
-from typing import BinaryIO
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 PAGE_BYTES = 4096
 
@@ -45,33 +48,64 @@ _FNV_START, _FNV_PRIME = 0xCBF29CE484222325, 0x100000001B3
 Entry = tuple[bytes, bytes]
 
 
-def write(file: BinaryIO, buckets: Mapping[bytes, Iterable[Entry]]) -> int:
-    """Write a whole database into the empty, seekable `file`. Returns its size, a multiple of PAGE_BYTES.
+Source = Callable[[], Iterable[Entry]]
+"""Gives a bucket's entries, if it has any, in ascending order of their keys, each once; asked again, the same."""
+Buckets = Mapping[bytes, Source]
+"""By name."""
 
-    Args:
-      buckets: by name, the entries in ascending order of their keys, each once. A bucket may be empty.
-    Raises ValueError if keys are empty, repeat, or are out of order, and what writing raises.
+
+class Plan(NamedTuple):
+    """Of a database: the page of its root, and how many pages it has."""
+
+    root: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.end * PAGE_BYTES
+
+
+def plan(buckets: Buckets) -> Plan:
+    """Walk through everything once. Raises ValueError if keys are empty, repeat, or are out of order."""
+    found: list[Plan] = []
+    deque(_planned(buckets, found), maxlen=0)
+    return found[0]
+
+
+def pages(buckets: Buckets, plan: Plan) -> Iterator[bytes]:
+    """The database from beginning to end, in pieces of whole pages.
+
+    Raises ValueError as `plan` does, and at the end if the entries were not those that were planned.
     """
-    file.seek(_FIRST * PAGE_BYTES)
-    tree = _Tree(file, _FIRST)
-    roots = [(name, tree.bucket(buckets[name])) for name in sorted(buckets)]
-    root = tree.leaf([(_BUCKET, name, _BUCKET_VALUE.pack(page, 0)) for name, page in roots])
-    file.seek(0)
     for txid in (0, 1):
-        file.write(_meta(txid, root, tree.next_page))
-    file.write(_page(2, _FREELIST, 0, b""))
-    return tree.next_page * PAGE_BYTES
+        yield _meta(txid, plan)
+    yield _page(2, _FREELIST, 0, b"")
+    found: list[Plan] = []
+    yield from _planned(buckets, found)
+    if found != [plan]:
+        raise ValueError(f"the entries have changed: {plan} was planned, {found[0]} came of it")
+
+
+def _planned(buckets: Buckets, found: list[Plan]) -> Iterator[bytes]:
+    tree = _Tree(_FIRST)
+    roots: list[tuple[int, bytes, bytes]] = []
+    for name in sorted(buckets):
+        page = yield from tree.bucket(buckets[name]())
+        roots.append((_BUCKET, name, _BUCKET_VALUE.pack(page, 0)))
+    root = tree.next_page
+    yield tree.leaf(roots)
+    found.append(Plan(root, tree.next_page))
 
 
 class _Tree:
-    """Pages in the order they are written, from `first` on."""
+    """Pages in the order of the file, from `first` on."""
 
-    def __init__(self, file: BinaryIO, first: int) -> None:
-        self._file = file
+    def __init__(self, first: int) -> None:
         self.next_page = first
 
-    def bucket(self, entries: Iterable[Entry]) -> int:
-        """Write the tree of one bucket; gives its root's page."""
+    def bucket(self, entries: Iterable[Entry]) -> Generator[bytes, None, int]:
+        """The tree of one bucket; returns its root's page."""
         level: list[tuple[bytes, int]] = []
         leaf: list[tuple[int, bytes, bytes]] = []
         room, last = _ROOM, b""
@@ -81,30 +115,34 @@ class _Tree:
             last = key
             size = _LEAF_ELEMENT.size + len(key) + len(value)
             if leaf and size > room:
-                level.append((leaf[0][1], self.leaf(leaf)))
+                level.append((leaf[0][1], self.next_page))
+                yield self.leaf(leaf)
                 leaf, room = [], _ROOM
             leaf.append((0, key, value))
             room -= size
-        level.append((leaf[0][1] if leaf else b"", self.leaf(leaf)))
+        level.append((leaf[0][1] if leaf else b"", self.next_page))
+        yield self.leaf(leaf)
         while len(level) > 1:
-            level = self._branches(level)
+            level = yield from self._branches(level)
         return level[0][1]
 
-    def _branches(self, level: list[tuple[bytes, int]]) -> list[tuple[bytes, int]]:
+    def _branches(self, level: list[tuple[bytes, int]]) -> Generator[bytes, None, list[tuple[bytes, int]]]:
         above: list[tuple[bytes, int]] = []
         branch: list[tuple[bytes, int]] = []
         room = _ROOM
         for key, page in level:
             size = _BRANCH_ELEMENT.size + len(key)
             if len(branch) > 1 and size > room:  # two at least, or the tree would not get lower
-                above.append((branch[0][0], self._branch(branch)))
+                above.append((branch[0][0], self.next_page))
+                yield self._branch(branch)
                 branch, room = [], _ROOM
             branch.append((key, page))
             room -= size
-        above.append((branch[0][0], self._branch(branch)))
+        above.append((branch[0][0], self.next_page))
+        yield self._branch(branch)
         return above
 
-    def leaf(self, elements: list[tuple[int, bytes, bytes]]) -> int:
+    def leaf(self, elements: list[tuple[int, bytes, bytes]]) -> bytes:
         heads: list[bytes] = []
         data: list[bytes] = []
         at = _LEAF_ELEMENT.size * len(elements)
@@ -114,7 +152,7 @@ class _Tree:
             at += len(key) + len(value)
         return self._append(_LEAF, len(elements), b"".join(heads + data))
 
-    def _branch(self, elements: list[tuple[bytes, int]]) -> int:
+    def _branch(self, elements: list[tuple[bytes, int]]) -> bytes:
         heads: list[bytes] = []
         data: list[bytes] = []
         at = _BRANCH_ELEMENT.size * len(elements)
@@ -124,10 +162,9 @@ class _Tree:
             at += len(key)
         return self._append(_BRANCH, len(elements), b"".join(heads + data))
 
-    def _append(self, flags: int, count: int, body: bytes) -> int:
-        page = self.next_page
-        written = self._file.write(_page(page, flags, count, body))
-        self.next_page += written // PAGE_BYTES
+    def _append(self, flags: int, count: int, body: bytes) -> bytes:
+        page = _page(self.next_page, flags, count, body)
+        self.next_page += len(page) // PAGE_BYTES
         return page
 
 
@@ -136,8 +173,8 @@ def _page(id: int, flags: int, count: int, body: bytes) -> bytes:
     return (_PAGE.pack(id, flags, count, pages - 1) + body).ljust(pages * PAGE_BYTES, b"\0")
 
 
-def _meta(txid: int, root: int, end: int) -> bytes:
-    body = _META_BODY.pack(_MAGIC, _VERSION, PAGE_BYTES, 0, root, 0, 2, end, txid)
+def _meta(txid: int, plan: Plan) -> bytes:
+    body = _META_BODY.pack(_MAGIC, _VERSION, PAGE_BYTES, 0, plan.root, 0, 2, plan.end, txid)
     return _page(txid, _META, 0, body + struct.pack("<Q", _fnv1a(body)))
 
 

@@ -6,8 +6,8 @@
        the rest of etcd's buckets are there and empty: who the members are is said at the restore
 
 Behind the database comes its SHA-256, which the tools check. Revisions, versions, leases and what of the past is not
-compacted are the same there as here. Reads only; what it reads must not change meanwhile. Pure, but for the file it is
-given.
+compacted are the same there as here. It is walked through twice, once to find out how large it will be; what is read
+must not change meanwhile. Pure.
 """
 
 from __future__ import annotations
@@ -15,42 +15,49 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterator
-from typing import BinaryIO
 
 from storage import bolt, codec
 from storage.engine import Engine
 from storage.keyspace import Keyspace
 
+CHECKSUM_BYTES = 32
+
 _REVISION = struct.Struct(">QcQ")
 _U64 = struct.Struct(">Q")
 _MASK = (1 << 64) - 1
 _EMPTY = (b"alarm", b"auth", b"authRoles", b"authUsers", b"cluster", b"members", b"members_removed")
-_COPY_BYTES = 1 << 20
+_PUT = codec.put_event(b"")[0]
 
 
-def snapshot(keyspace: Keyspace, file: BinaryIO) -> int:
-    """Write a snapshot of `keyspace` into the empty, seekable `file`. Returns its size in bytes."""
-    buckets: dict[bytes, Iterator[bolt.Entry] | list[bolt.Entry]] = {name: [] for name in _EMPTY}
-    buckets[b"key"] = _changes(keyspace.engine)
-    buckets[b"lease"] = _leases(keyspace)
-    buckets[b"meta"] = sorted(_meta(keyspace))
-    size = bolt.write(file, buckets)
-    file.seek(0)
+def snapshot(keyspace: Keyspace) -> tuple[int, Iterator[bytes]]:
+    """The size of the database in bytes, and its bytes in order, in pieces of some KiB, the checksum behind them.
+
+    Finding out the size takes about half of the time, and that before this returns.
+    """
+    buckets: dict[bytes, bolt.Source] = dict.fromkeys(_EMPTY, list)
+    buckets[b"key"] = lambda: _changes(keyspace.engine)
+    buckets[b"lease"] = lambda: _leases(keyspace)
+    buckets[b"meta"] = lambda: sorted(_meta(keyspace))
+    plan = bolt.plan(buckets)
+    return plan.size, _checked(bolt.pages(buckets, plan))
+
+
+def _checked(pages: Iterator[bytes]) -> Iterator[bytes]:
     checksum = hashlib.sha256()
-    while chunk := file.read(_COPY_BYTES):
-        checksum.update(chunk)
-    return size + file.write(checksum.digest())
+    for page in pages:
+        checksum.update(page)
+        yield page
+    yield checksum.digest()
 
 
 def _changes(engine: Engine) -> Iterator[bolt.Entry]:
     for place, event in engine.scan(codec.revision_key(0, 0), codec.REVISIONS + b"\xff" * 13):
         main, sub = codec.revision_place(place)
         key = _REVISION.pack(main, b"_", sub)
-        change = codec.parse_event(event)
-        if change.type == codec.DELETE:
-            yield key + b"t", codec.field(b"\x0a", change.kv.key)
-        else:
+        if event[0] == _PUT:
             yield key, codec.event_kv(event)
+        else:
+            yield key + b"t", codec.field(b"\x0a", codec.parse_event(event).kv.key)
 
 
 def _leases(keyspace: Keyspace) -> Iterator[bolt.Entry]:

@@ -13,6 +13,20 @@ begin_flush hands the mark to a thread, which flushes everything written by then
 meanwhile, and waits for the sync before it returns. A flush that failed once is never tried again: nobody knows what
 the disk holds, so `flushed` raises for good and the process is meant to end.
 
+A view is the store opened by a second process, to be read while the first goes on writing. It is what was on disk at
+one moment: a prefix of the written batches, at least all that the owner knows to be flushed. Why that holds:
+
+  - a file with data never changes, and MANIFEST only grows, by records with checksums. Where it ends is a version of
+    the store that was installed whole, and after a flush is a later one than before;
+  - all files of the version are opened at once and stay open, so what the owner deletes afterwards can be read until
+    the view is closed, and is gone when the process is, however it ends;
+  - what the owner deletes between the reading of MANIFEST and the opening, or writes just then, makes the opening fail.
+    It is tried again.
+
+A view takes no lock and leaves nothing behind (rocksdict writes its configuration once more, the same bytes to the same
+place). A RocksDB checkpoint would do as well, but rocksdict flushes for it with the GIL held, 0.2 s for one memtable,
+and its directory has to be cleaned up after a crash.
+
 Memory is bounded: the memtables, the block cache with index and filter blocks in it, and a bounded number of open
 files. Keys cost disk, not memory: with a million of them, and after as many puts, a process with nothing but a keyspace
 has 75 MB resident.
@@ -23,11 +37,13 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar, cast
 
 from rocksdict import (
+    AccessType,
     BlockBasedIndexType,
     BlockBasedOptions,
     Cache,
@@ -48,6 +64,7 @@ MEMTABLE_BYTES = 16 << 20
 MEMTABLES_MAX = 2
 BLOCK_CACHE_BYTES = 16 << 20
 OPEN_FILES_MAX = 256
+VIEW_TRIES, VIEW_PAUSE_SECONDS = 20, 0.02
 
 
 class StoreInUse(OSError):
@@ -95,12 +112,29 @@ class RocksEngine:
     Raises StoreInUse, NotOurStore, or OSError with RocksDB's own words for anything else that keeps it from opening.
     """
 
-    def __init__(self, path: Path) -> None:
+    @classmethod
+    def view(cls, path: Path) -> RocksEngine:
+        """What is on disk now, to be read only. Takes a file descriptor for each file of the store. Raises OSError."""
+        options = _options()
+        options.create_if_missing(False)
+        options.set_max_open_files(-1)
+        for left in reversed(range(VIEW_TRIES)):
+            try:
+                return cls(path, options, AccessType.read_only(False))
+            except OSError:
+                if not left:
+                    raise
+                time.sleep(VIEW_PAUSE_SECONDS)
+        raise AssertionError
+
+    def __init__(self, path: Path, options: Options | None = None, access: AccessType | None = None) -> None:
         if (path / "CURRENT").exists():
             families = _translated(lambda: Rdict.list_cf(str(path)))
             if families != ["default"]:
                 raise NotOurStore(f"{path} has column families {families}; there must be one, 'default'")
-        self._db: Rdict = _translated(lambda: Rdict(str(path), _options()))
+        self._db: Rdict = _translated(
+            lambda: Rdict(str(path), options or _options(), access_type=access or AccessType.read_write())
+        )
         self._unlogged = WriteOptions()
         self._unlogged.disable_wal = True  # type: ignore[method-assign,assignment]  # a property; the stub errs
         self._flusher = _Flusher(self._db)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import click
 
 from kvorum import __version__, errors
-from kvorum.ctl import cluster, kv, lease, watch
+from kvorum.ctl import cluster, kv, lease, snapshot, watch
 from kvorum.ctl.common import Command, Group, global_options
 from kvorum.ctl.failure import Exit, Failure
 
@@ -44,7 +44,7 @@ for command in (kv.put, kv.get, kv.delete, kv.txn_command, kv.compaction):
 cli.add_command(kv.compaction, "compact")
 for command in (watch.watch, lease.lock, lease.elect, version):
     cli.add_command(command)
-for group in (lease.lease, cluster.endpoint, cluster.member):
+for group in (lease.lease, cluster.endpoint, cluster.member, snapshot.snapshot):
     cli.add_command(group)
 
 

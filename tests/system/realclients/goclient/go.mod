@@ -3,6 +3,7 @@ module kvorum/tests/system/realclients/goclient
 go 1.26.0
 
 require (
+	go.etcd.io/bbolt v1.3.11
 	go.etcd.io/etcd/api/v3 v3.5.35
 	go.etcd.io/etcd/client/v3 v3.5.35
 	google.golang.org/grpc v1.83.2

@@ -9,14 +9,18 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"sort"
 	"strings"
 	"sync"
 	"time"
 
+	"go.etcd.io/bbolt"
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -351,6 +355,80 @@ func leases() {
 	follow("expired", watch, 1)
 }
 
+// What is in a snapshot of the client's one endpoint: the database is etcd's own, its checksum right, and the changes
+// made here are in it as they are in etcd's, at places counted from the first of them.
+func snapshots() {
+	first := must(client.Put(ctx, "snap/a", "1")).Header.Revision
+	lease := must(client.Grant(ctx, 600))
+	must(client.Put(ctx, "snap/b", strings.Repeat("long", 20000), etcd.WithLease(lease.ID)))
+	must(client.Txn(ctx).Then(etcd.OpPut("snap/a", "2"), etcd.OpDelete("snap/b"), etcd.OpPut("snap/c", "")).Commit())
+	must(client.Delete(ctx, "snap/a"))
+	must(client.Put(ctx, "snap/a", "3"))
+
+	reader := must(client.Snapshot(ctx))
+	file := must(os.CreateTemp("", "snapshot"))
+	defer os.Remove(file.Name())
+	size := must(io.Copy(file, reader))
+	check(reader.Close())
+	content := must(os.ReadFile(file.Name()))
+	end := size - sha256.Size
+	say("snapshot: whole pages %t, checksum %t", end%512 == 0, sha256.Sum256(content[:end]) == [32]byte(content[end:]))
+	check(file.Truncate(end))
+	check(file.Close())
+	db := must(bbolt.Open(file.Name(), 0o600, &bbolt.Options{ReadOnly: true}))
+	check(db.View(func(tx *bbolt.Tx) error {
+		for err := range tx.Check() {
+			say("damage: %v", err)
+		}
+		say("lease: %t", tx.Bucket([]byte("lease")).Get(binary.BigEndian.AppendUint64(nil, uint64(lease.ID))) != nil)
+		for _, name := range []string{"consistent_index", "term"} {
+			say("%s: %d bytes", name, len(tx.Bucket([]byte("meta")).Get([]byte(name))))
+		}
+		return tx.Bucket([]byte("key")).ForEach(func(at, data []byte) error {
+			main, sub := int64(binary.BigEndian.Uint64(at)), binary.BigEndian.Uint64(at[9:])
+			if main < first {
+				return nil
+			}
+			var one mvccpb.KeyValue
+			check(one.Unmarshal(data))
+			for _, revision := range []*int64{&one.CreateRevision, &one.ModRevision} {
+				if *revision != 0 {
+					*revision -= first - 1000
+				}
+			}
+			say("change +%d.%d%s: %s", main-first, sub, at[17:], kv(&one))
+			return nil
+		})
+	}))
+	check(db.Close())
+
+	stream := must(etcdserverpb.NewMaintenanceClient(client.ActiveConnection()).Snapshot(ctx, &etcdserverpb.SnapshotRequest{}))
+	var told []*etcdserverpb.SnapshotResponse
+	for {
+		one, err := stream.Recv()
+		if err == io.EOF {
+			break
+		}
+		check(err)
+		told = append(told, one)
+	}
+	last := len(told) - 1
+	right, left := true, uint64(0)
+	for i := last - 1; i >= 0; i-- {
+		right = right && told[i].Header == nil && told[i].RemainingBytes == left && (i == last-1 || len(told[i].Blob) == 32<<10)
+		left += uint64(len(told[i].Blob))
+	}
+	say("stream: several %t, in pieces of 32 KiB %t", last > 2, right)
+	say("its end: %d bytes, %d remain, %s", len(told[last].Blob), told[last].RemainingBytes, header(told[last].Header))
+
+	within, cancel := context.WithCancel(ctx)
+	reader = must(client.Snapshot(within))
+	must(io.ReadFull(reader, make([]byte, 4096)))
+	cancel()
+	_, err := io.Copy(io.Discard, reader)
+	sayError("a snapshot that was cancelled", err)
+}
+
 func recipes() {
 	sessions := []*concurrency.Session{}
 	for range 3 {
@@ -546,6 +624,7 @@ func main() {
 		walk func()
 	}{
 		{"keys", keys}, {"transactions", transactions}, {"watches", watches}, {"leases", leases},
+		{"snapshots", snapshots},
 		{"recipes", recipes}, {"wrappers", wrappers}, {"cluster", cluster},
 	} {
 		say("---- %s", part.name)
