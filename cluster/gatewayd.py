@@ -25,12 +25,12 @@ import sys
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import zmq
 from google.protobuf.message import DecodeError, Message
 
-from cluster import metrics
+from cluster import log, metrics
 from cluster.config import NodeConfig
 from cluster.exits import Exit
 from cluster.internal import Tick
@@ -114,10 +114,12 @@ class Gateway:
         message_max: int = (1536 + 512) << 10,
         metrics_url: str = "",
         tick_seconds: float = 0.1,
+        now_and_then: Callable[[], None] = lambda: None,
     ) -> None:
         self.front, self.link, self.board = front, link, board
         self._json: JsonWay | None = None
         self._for_json = message_max, metrics_url, tick_seconds
+        self._now_and_then = now_and_then
         self.has_leader = True
         self._ticks = 0
         self._last_own = 0
@@ -467,6 +469,7 @@ class Gateway:
             self._lost(whom)
         if self._ticks % STATUS_TICKS == 0:
             self.ask(Method.STATUS, pb.StatusRequest(), self._told_status)
+            self._now_and_then()
         self.board.streams.set(len(self._watches) + len(self._renewals) + len(self.recipes))
 
     def _told_status(self, status: int, answer: bytes) -> None:
@@ -509,14 +512,25 @@ def main(argv: Sequence[str]) -> int:
     """`python -m cluster.gatewayd NODE_JSON EPOCH`: what the supervisor runs. Returns the exit code."""
     process = Process("gateway")
     config = NodeConfig.load(argv[0])
+    log.setup(f"{config.name}/gateway", config.log_level)
     board = GatewayBoard()
     board.open(f"{metrics.directory(config.run_dir)}/gateway")
     message_max = config.max_request_bytes + (512 << 10)
     front = Edge(methods(), edge.Limits(message_max=message_max, handshake_ms=5_000))
-    for url in config.listen_client:
-        host, _, port = url.removeprefix("tcp://").rpartition(":")
+    more: dict[str, Any] = {}
+    if config.tls is not None:
+        from cluster import certificates
+
         try:
-            front.listen(host.strip("[]"), int(port))
+            certificates.load(front, config.tls)
+            more["now_and_then"] = certificates.Complaints(front).look
+        except edge.TlsError as error:  # it was well when the node began (cluster/certificates.py), and will be again
+            return process.fatal(1, f"TLS: {error}")
+    for url in config.listen_client:
+        scheme, _, address = url.partition("://")
+        host, _, port = address.rpartition(":")
+        try:
+            front.listen(host.strip("[]"), int(port), tls=scheme == "tls")
         except OSError as error:
             return process.fatal(Exit.USAGE, f"cannot listen on {url} (--listen-client-urls): {error.strerror}")
     link = GatewayLink(zmq.Context(), config, front.fileno())
@@ -527,6 +541,7 @@ def main(argv: Sequence[str]) -> int:
         message_max=message_max,
         metrics_url=next(iter(config.listen_metrics), ""),
         tick_seconds=config.heartbeat_ms / 1000,
+        **more,
     )
     process.settle()
     while not process.stopping:

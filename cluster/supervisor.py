@@ -82,6 +82,10 @@ class Supervisor:
         self.keeper = Keeper(self._children, self._spawn, self._verdict, self._changed)
 
     def run(self) -> int:
+        if self.config.tls is not None:
+            checked = spawn(["cluster.certificates", self._node_json], environment=self._environment).wait()
+            if checked:
+                return checked
         server = Server(self.config, self.pids, self.restarts)
         for listener in server.listeners:
             self.keeper.on_readable(listener.fileno(), lambda: self._wake(server))
@@ -165,7 +169,7 @@ def _await_predecessors(data: DataDir) -> None:
 
 
 def _address(url: str) -> tuple[int, tuple[str, int]]:
-    host, _, port = url.removeprefix("tcp://").rpartition(":")
+    host, _, port = url.partition("://")[2].rpartition(":")
     family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
     return family, (host.strip("[]"), int(port))
 
