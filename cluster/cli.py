@@ -104,6 +104,7 @@ _LOCAL_SETTINGS = (
     "quota-backend-bytes",
     "max-request-bytes",
     "max-txn-ops",
+    "gateway-processes",
     "initial-cluster-token",
     "log-level",
 )

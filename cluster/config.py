@@ -76,6 +76,7 @@ class NodeConfig(NamedTuple):
     quota_backend_bytes: int  # 0: none
     max_request_bytes: int
     max_txn_ops: int
+    gateway_processes: int
     tls: Tls | None  # the gateway's; None: none of its addresses wants it
     log_level: str
 
@@ -83,6 +84,12 @@ class NodeConfig(NamedTuple):
     def store_dir(self) -> str:
         """Where the keyspace is."""
         return os.path.join(self.data_dir, "store")
+
+    @property
+    def gateways(self) -> tuple[str, ...]:
+        """The names of the gateway processes: "gateway", "gateway-2" ..."""
+        count = self.gateway_processes if self.listen_client else 0
+        return tuple("gateway" if i == 0 else f"gateway-{i + 1}" for i in range(count))
 
     @property
     def peers(self) -> tuple[Member, ...]:
@@ -164,6 +171,7 @@ def resolve(values: Mapping[str, str], run_dir: str = "") -> NodeConfig:
         quota_backend_bytes=_quota(_number("quota-backend-bytes", get)),
         max_request_bytes=_between("max-request-bytes", get, 1, REQUEST_BYTES_LIMIT),
         max_txn_ops=_between("max-txn-ops", get, 1, 1 << 20),
+        gateway_processes=_between("gateway-processes", get, 1, 64),
         tls=tls_settings.resolve(get, wanted=any(url.startswith("tls:") for url in listen_client), data_dir=data_dir),
         log_level=_choice("log-level", get, log.LEVELS),
     )

@@ -509,12 +509,13 @@ def _unknown(path: str) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`python -m cluster.gatewayd NODE_JSON EPOCH`: what the supervisor runs. Returns the exit code."""
-    process = Process("gateway")
+    """`python -m cluster.gatewayd NODE_JSON EPOCH NAME`: what the supervisor runs. Returns the exit code."""
+    name = argv[2]
+    process = Process(name)
     config = NodeConfig.load(argv[0])
-    log.setup(f"{config.name}/gateway", config.log_level)
-    board = GatewayBoard()
-    board.open(f"{metrics.directory(config.run_dir)}/gateway")
+    log.setup(f"{config.name}/{name}", config.log_level)
+    board = GatewayBoard(name)
+    board.open(f"{metrics.directory(config.run_dir)}/{name}")
     message_max = config.max_request_bytes + (512 << 10)
     front = Edge(methods(), edge.Limits(message_max=message_max, handshake_ms=5_000))
     more: dict[str, Any] = {}
@@ -530,7 +531,8 @@ def main(argv: Sequence[str]) -> int:
         scheme, _, address = url.partition("://")
         host, _, port = address.rpartition(":")
         try:
-            front.listen(host.strip("[]"), int(port), tls=scheme == "tls")
+            several = config.gateway_processes > 1
+            front.listen(host.strip("[]"), int(port), tls=scheme == "tls", reuse_port=several)
         except OSError as error:
             return process.fatal(Exit.USAGE, f"cannot listen on {url} (--listen-client-urls): {error.strerror}")
     link = GatewayLink(zmq.Context(), config, front.fileno())

@@ -74,6 +74,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("quota-backend-bytes", "0", "BYTES", "size of the store from which writes are refused; 0: 2 GiB, -1: none"),
     Setting("max-request-bytes", str(3 << 19), "BYTES", "largest request taken"),
     Setting("max-txn-ops", "128", "N", "most operations in a txn"),
+    Setting("gateway-processes", "1", "N", "how many processes serve --listen-client-urls, beside each other"),
     Setting(
         "cert-file", "", "FILE", "the gateway's certificate (PEM, with its chain), for https in --listen-client-urls"
     ),

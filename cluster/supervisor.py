@@ -37,7 +37,7 @@ CHILDREN = {
     "watch": "cluster.watchd",
     "gateway": "cluster.gatewayd",
 }
-"""The processes of a node and the modules they run, in the order of starting."""
+"""The processes of a node and the modules they run, in the order of starting. There may be several gateways."""
 
 GRACE_SECONDS = 5.0
 """How long a child may take to end by itself."""
@@ -77,8 +77,8 @@ class Supervisor:
         self._node_json = os.path.join(config.run_dir, "node.json")
         config.save(self._node_json)
         self._environment = {**environment, "KVORUM_NAME": config.name, "KVORUM_LOG_LEVEL": config.log_level}
-        self._boards = metrics.boards([peer.id for peer in config.peers])
-        self._children = [name for name in CHILDREN if name != "gateway" or config.listen_client]
+        self._boards = metrics.boards([peer.id for peer in config.peers], config.gateways)
+        self._children = [name for name in CHILDREN if name != "gateway"] + list(config.gateways)
         self.keeper = Keeper(self._children, self._spawn, self._verdict, self._changed)
 
     def run(self) -> int:
@@ -125,7 +125,8 @@ class Supervisor:
         try:
             epoch = self.data.next_epoch()
             hit("supervisor.before_spawn")
-            return spawn([CHILDREN[name], self._node_json, str(epoch)], inherit=lock, environment=self._environment)
+            module = CHILDREN["gateway" if name in self.config.gateways else name]
+            return spawn([module, self._node_json, str(epoch), name], inherit=lock, environment=self._environment)
         except OSError as error:
             if error.errno == errno.EIO:
                 raise Refused(Exit.DISK_FAILED, f"writing to {self.config.data_dir} failed: {error}") from error
@@ -157,7 +158,7 @@ def _await_predecessors(data: DataDir) -> None:
     """Children of a supervisor that was killed are killed too, but gone only when the last of their threads is, which
     may be in an fsync. Until then they hold their locks and our addresses."""
     deadline = time.monotonic() + PREDECESSOR_SECONDS_MAX
-    for name in CHILDREN:
+    for name in {*CHILDREN, *data.children()}:
         while time.monotonic() < deadline:
             try:
                 os.close(data.lock_for(name))

@@ -127,6 +127,12 @@ def test_versions_and_suites(chosen: dict[str, str], meant: tuple[str, int, int]
     assert (tls.ciphers, tls.version_min, tls.version_max) == meant
 
 
+def test_names_of_the_gateways() -> None:
+    assert resolve({}).gateways == ("gateway",)
+    assert resolve({"gateway-processes": "3"}).gateways == ("gateway", "gateway-2", "gateway-3")
+    assert resolve({"gateway-processes": "3", "listen-client-urls": ""}).gateways == ()
+
+
 def test_the_largest_request_fits_into_a_batch() -> None:
     assert wire.BATCH_BYTES_MAX - (64 << 10) == REQUEST_BYTES_LIMIT
 
@@ -143,6 +149,7 @@ THREE = "a=http://h1:2380,b=http://h2:2380,c=http://h3:2380"
         ({"heartbeat-interval": "fast"}, "--heartbeat-interval 'fast': expected a whole number"),
         ({"max-txn-ops": "0"}, "--max-txn-ops 0: expected 1 to"),
         ({"max-request-bytes": str(8 << 20)}, "--max-request-bytes 8388608: expected 1 to"),
+        ({"gateway-processes": "0"}, "--gateway-processes 0: expected 1 to 64"),
         ({"log-level": "loud"}, "expected one of debug, info, warn, error"),
         ({"initial-cluster-state": "old"}, "expected one of new, existing"),
         ({"initial-cluster-token": ""}, "--initial-cluster-token: expected a text"),
