@@ -34,6 +34,7 @@ from cluster import log, metrics
 from cluster.config import NodeConfig
 from cluster.exits import Exit
 from cluster.internal import Tick
+from cluster.leadership import Leadership
 from cluster.links import Answers, GatewayLink, Lost, Streamed
 from cluster.local_answers import LOCAL, Local
 from cluster.metrics import GatewayBoard
@@ -53,7 +54,8 @@ if TYPE_CHECKING:
 
 OWN = 1 << 31
 """In the lower half of a call's id: made here."""
-STATUS_TICKS = 5
+STATUS_SECONDS = 0.1
+"""How often apply is asked whether there is a leader."""
 UNSENT_TICKS = 50
 """So long a call waits for an apply process that is starting, or stuck."""
 LOST = errors.Unavailable("etcdserver: request timed out, possibly due to connection lost", Code.UNAVAILABLE)
@@ -114,13 +116,16 @@ class Gateway:
         message_max: int = (1536 + 512) << 10,
         metrics_url: str = "",
         tick_seconds: float = 0.1,
+        election_ticks: int = 10,
         now_and_then: Callable[[], None] = lambda: None,
     ) -> None:
         self.front, self.link, self.board = front, link, board
         self._json: JsonWay | None = None
         self._for_json = message_max, metrics_url, tick_seconds
         self._now_and_then = now_and_then
-        self.has_leader = True
+        self.leadership = Leadership(election_ticks)
+        self._status_asked = False
+        self._status_ticks = max(1, round(STATUS_SECONDS / tick_seconds))
         self._ticks = 0
         self._last_own = 0
         self._own: dict[int, Then] = {}
@@ -144,6 +149,10 @@ class Gateway:
 
             self._json = JsonWay(self, *self._for_json)
         return self._json
+
+    @property
+    def has_leader(self) -> bool:
+        return self.leadership.known
 
     @property
     def stuck(self) -> bool:
@@ -282,6 +291,7 @@ class Gateway:
     # ---- to the clients
 
     def reply(self, id: int, response: Message | bytes) -> None:
+        self.leadership.forget(id)
         self._answer(edge.REPLY, id, response)
 
     def send(self, id: int, payload: bytes) -> None:
@@ -290,6 +300,7 @@ class Gateway:
 
     def end(self, id: int, status: int = 0, text: str = "") -> None:
         """No more messages. Also the end of a call that gets none."""
+        self.leadership.forget(id)
         self._answer(edge.END, id, text.encode(), status)
 
     def _answer(self, kind: int, id: int, answer: Message | bytes, status: int = 0) -> None:
@@ -340,6 +351,8 @@ class Gateway:
         if flags & edge.HAS_LEADER and not self.has_leader:
             self.end(call.id, errors.NoLeader.code, errors.NoLeader.text)
         elif call.method in LOCAL:
+            if flags & edge.HAS_LEADER and LOCAL[call.method].stream:
+                self.leadership.needed_by(call.id)
             self._local(LOCAL[call.method], call)
         elif call.id & OWN:
             self.ask(call.method, call.payload, lambda status, told: self._answer(edge.REPLY, call.id, told, status))
@@ -359,9 +372,12 @@ class Gateway:
 
     def _begun(self, id: int, method: int, flags: int) -> None:
         self.board.calls.add()
-        if flags & edge.HAS_LEADER and not self.has_leader:
-            self.end(id, errors.NoLeader.code, errors.NoLeader.text)
-        elif method == Method.WATCH:
+        if flags & edge.HAS_LEADER:
+            if not self.has_leader:
+                self.end(id, errors.NoLeader.code, errors.NoLeader.text)
+                return
+            self.leadership.needed_by(id)
+        if method == Method.WATCH:
             self._watches[id] = None
             takes = b"" if id & OWN else SHARES  # the edge fans out, and knows no inner streams
             self._to_watch.append(wire.encode(Method.WATCH, Kind.STREAM_OPEN, 0, id, takes))
@@ -407,16 +423,21 @@ class Gateway:
 
     def _cancelled(self, id: int, *, connection: bool) -> None:
         if not connection:
-            self._forget(id)
-            self.recipes.cancel(id)
+            self._abandon(id)
             return
         for gone in [one for one in (*self._watches, *self._renewals) if one >> 32 == id >> 32 and not one & OWN]:
             self._forget(gone)
         for gone in self.recipes.of_connection(id >> 32):
             if not gone & OWN:
-                self.recipes.cancel(gone)
+                self._abandon(gone)
+
+    def _abandon(self, id: int) -> None:
+        """Nobody wants to hear more of this stream, or call of a recipe."""
+        self._forget(id)
+        self.recipes.cancel(id)
 
     def _forget(self, id: int) -> None:
+        self.leadership.forget(id)
         if id in self._watches:
             del self._watches[id]
             self._to_watch.append(wire.encode(Method.WATCH, Kind.STREAM_CLOSE, 0, id, b""))
@@ -434,7 +455,9 @@ class Gateway:
             return
         self.front.deliver(frame)
         if frame[5] == Kind.STREAM_CLOSE:  # goes alone
-            self._watches.pop(wire.HEADER.unpack_from(frame)[4], None)
+            id = wire.HEADER.unpack_from(frame)[4]
+            self._watches.pop(id, None)
+            self.leadership.forget(id)
 
     def _share(self, frame: bytes) -> None:
         """One message to many streams; each has its own watch_id at its end, as the order of fields means nothing."""
@@ -457,6 +480,7 @@ class Gateway:
                 continue
             if ended:
                 self._watches.pop(record.id, None)
+                self.leadership.forget(record.id)
             self._answer(record.kind, record.id, record.payload, record.status)
 
     # ---- time
@@ -467,13 +491,19 @@ class Gateway:
             self._json.tick()
         for whom in [whom for whom, since in self._unsent_since.items() if self._ticks - since > UNSENT_TICKS]:
             self._lost(whom)
-        if self._ticks % STATUS_TICKS == 0:
-            self.ask(Method.STATUS, pb.StatusRequest(), self._told_status)
+        for id in self.leadership.tick():
+            self._abandon(id)
+            self.end(id, errors.NoLeader.code, errors.NoLeader.text)
+        if self._ticks % self._status_ticks == 0:
+            if not self._status_asked:
+                self._status_asked = True
+                self.ask(Method.STATUS, pb.StatusRequest(), self._told_status)
             self._now_and_then()
         self.board.streams.set(len(self._watches) + len(self._renewals) + len(self.recipes))
 
     def _told_status(self, status: int, answer: bytes) -> None:
-        self.has_leader = status == 0 and pb.StatusResponse.FromString(answer).leader != 0
+        self._status_asked = False
+        self.leadership.known = status == 0 and pb.StatusResponse.FromString(answer).leader != 0
 
 
 def _ours(frame: bytes) -> Iterator[wire.Record]:
@@ -543,6 +573,7 @@ def main(argv: Sequence[str]) -> int:
         message_max=message_max,
         metrics_url=next(iter(config.listen_metrics), ""),
         tick_seconds=config.heartbeat_ms / 1000,
+        election_ticks=config.election_ms // config.heartbeat_ms,
         **more,
     )
     process.settle()

@@ -5,7 +5,7 @@
 
 An error has its gRPC code's HTTP status and etcd 3.6's body {"code":N,"message":"...","details":[]}. Up to 3.5 the text
 was also in "error" (seen with a real 3.5.1, as are the other texts here that no document names), and clients written
-then look there first: so it is there as well. In a stream that has begun it is the last line, with the fields of both.
+then look there first: so it is there as well. In a stream it is the last line, with the fields of both.
 
 What a stream is told after its first message is ignored from the first mistake on, as etcd does; its answers go on.
 Whoever goes away takes a stream with them, and the wait for an answer, not what was already asked.
@@ -21,7 +21,7 @@ from google.protobuf.message import Message
 
 from cluster.http1 import JSON, Connections, Exchange, Later, Request, Taker
 from cluster.jsontext import BadJson, Objects, message_of, quoted, text_of
-from cluster.local_answers import LOCAL
+from cluster.local_answers import LOCAL, STREAMS
 from cluster.pages import Pages
 from kvorum import etcd_pb2 as pb
 from kvorum import wire
@@ -99,7 +99,6 @@ _SERVICES = {
 PATHS = {f"/v3/{path}": f"/{service}/{name}" for service, paths in _SERVICES.items() for path, name in paths.items()}
 """etcd's paths, and the gRPC methods that they stand for."""
 
-_SERVER_STREAMS = {"/etcdserverpb.Maintenance/Snapshot", "/v3electionpb.Election/Observe"}
 _STREAMS = {Method.WATCH, Method.LEASE_KEEP_ALIVE}
 _NUMBERS = {shape.path: int(number) for number, shape in wire.METHODS.items()}
 _NUMBERS |= {local.path: number for number, local in LOCAL.items()}
@@ -136,7 +135,7 @@ def error_text(code: int, text: str) -> bytes:
 
 
 def error_line(code: int, text: str) -> bytes:
-    """The last line of a stream that has begun."""
+    """The last line of a stream, or the only one."""
     status, said = status_of(code), quoted(text)
     phrase = "" if status == 499 else HTTPStatus(status).phrase
     old = f'"grpc_code":{code},"http_code":{status},"message":{said},"http_status":"{phrase}"'
@@ -204,9 +203,11 @@ class _Unary:
             if self._lines:
                 self._exchange.chunk(error_line(status, text))
                 self._exchange.finish()
+            elif self._path in STREAMS:
+                self._exchange.answer(status_of(status), error_line(status, text))
             else:
                 self._refuse(status, text)
-        elif self._path in _SERVER_STREAMS:
+        elif self._path in STREAMS:
             if not self._lines:
                 self._exchange.start(_OF_GRPC)
                 self._lines = True
@@ -302,7 +303,7 @@ class _Stream:
         self._over = True
         text = answer.decode("utf-8", "replace") if isinstance(answer, bytes) else ""
         if status and not self._lines:
-            self._exchange.answer(status_of(status), error_text(status, text))
+            self._exchange.answer(status_of(status), error_line(status, text))
             return
         if not self._lines:
             self._exchange.start()

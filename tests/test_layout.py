@@ -55,6 +55,7 @@ def pure_modules() -> list[Path]:
         "feed",
         "internal",
         "jsontext",
+        "leadership",
         "leasecalls",
         "lessor",
         "proposals",

@@ -484,7 +484,7 @@ def test_a_watch_that_cannot_begin_is_an_error(world: World, client: Client) -> 
     client.post("/v3/watch", b'{"create_request":{"key":"Zm9v"}}')
     world.arrives(Lost("watch"))
     status, body = said(client.got())
-    assert (status, json.loads(body)["code"]) == (503, 14)
+    assert (status, json.loads(body)["error"]["code"]) == (503, 14)
 
 
 def test_mistakes_in_a_stream(world: World, client: Client) -> None:
@@ -592,7 +592,7 @@ def test_health_does_not_wait_for_ever(world: World, client: Client) -> None:
 
 
 def test_health_without_a_leader(world: World, client: Client) -> None:
-    world.gateway.has_leader = False
+    world.gateway.leadership.known = False
     client.get("/health")
     assert said(client.got()) == (503, b'{"health":"false","reason":"RAFT NO LEADER"}\n')
     client.get("/readyz")

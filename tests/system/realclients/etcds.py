@@ -32,9 +32,12 @@ def binary(name: str) -> str:
 
 
 @contextlib.contextmanager
-def etcd(directory: Path) -> Iterator[list[str]]:
-    """The endpoints of a running etcd. It doesn't wait for its disk: nobody asks for its data later."""
-    block, running = PortBlock(200), list[subprocess.Popen[bytes]]()
+def etcd(directory: Path, running: list[subprocess.Popen[bytes]] | None = None) -> Iterator[list[str]]:
+    """The endpoints of a running etcd. It doesn't wait for its disk: nobody asks for its data later.
+
+    running: to be filled with its processes.
+    """
+    block, running = PortBlock(200), [] if running is None else running
     directory.mkdir(parents=True)
     clients, peers = ([f"http://127.0.0.1:{block.base + i + more}" for i in range(NODES)] for more in (0, NODES))
     try:
