@@ -77,6 +77,8 @@ class NodeConfig(NamedTuple):
     max_request_bytes: int
     max_txn_ops: int
     gateway_processes: int
+    cors: tuple[str, ...]
+    host_whitelist: tuple[str, ...]
     tls: Tls | None  # the gateway's; None: none of its addresses wants it
     log_level: str
 
@@ -110,7 +112,7 @@ class NodeConfig(NamedTuple):
         with open(path, encoding="utf-8") as file:
             fields: dict[str, Any] = json.load(file)
         fields["members"] = tuple(Member(*member) for member in fields["members"])
-        for name in ("listen_client", "listen_metrics", "advertise_client_urls"):
+        for name in ("listen_client", "listen_metrics", "advertise_client_urls", "cors", "host_whitelist"):
             fields[name] = tuple(fields[name])
         fields["tls"] = Tls(*fields["tls"]) if fields["tls"] else None
         return cls(**fields)
@@ -172,6 +174,8 @@ def resolve(values: Mapping[str, str], run_dir: str = "") -> NodeConfig:
         max_request_bytes=_between("max-request-bytes", get, 1, REQUEST_BYTES_LIMIT),
         max_txn_ops=_between("max-txn-ops", get, 1, 1 << 20),
         gateway_processes=_between("gateway-processes", get, 1, 64),
+        cors=_texts(get("cors")),
+        host_whitelist=_texts(get("host-whitelist")),
         tls=tls_settings.resolve(get, wanted=any(url.startswith("tls:") for url in listen_client), data_dir=data_dir),
         log_level=_choice("log-level", get, log.LEVELS),
     )
@@ -300,6 +304,10 @@ def _members(name: str, own: str, initial: str, token: str, values: Mapping[str,
     if 0 in ids or len(set(ids)) != len(ids):
         raise ConfigError("--initial-cluster: two members have the same id, or one has id 0; choose another token")
     return tuple(sorted(members.values()))
+
+
+def _texts(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _number(setting: str, get: _Get) -> int:

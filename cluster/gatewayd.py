@@ -31,6 +31,7 @@ import zmq
 from google.protobuf.message import DecodeError, Message
 
 from cluster import log, metrics
+from cluster.access import ALL, Access
 from cluster.config import NodeConfig
 from cluster.exits import Exit
 from cluster.internal import Tick
@@ -117,11 +118,12 @@ class Gateway:
         metrics_url: str = "",
         tick_seconds: float = 0.1,
         election_ticks: int = 10,
+        access: Access = ALL,
         now_and_then: Callable[[], None] = lambda: None,
     ) -> None:
         self.front, self.link, self.board = front, link, board
         self._json: JsonWay | None = None
-        self._for_json = message_max, metrics_url, tick_seconds
+        self._for_json = message_max, metrics_url, tick_seconds, access
         self._now_and_then = now_and_then
         self.leadership = Leadership(election_ticks)
         self._status_asked = False
@@ -338,6 +340,9 @@ class Gateway:
                 self._tell_json(id, kind)
             elif kind == edge.UNKNOWN:
                 self.end(id, Code.UNIMPLEMENTED, _unknown(data[at : at + length].decode("utf-8", "replace")))
+            elif kind == edge.OPENED:
+                if method and status == edge.HTTP1:  # over TLS
+                    self.json.event(id, kind, b"")
             elif kind == edge.REQUEST:
                 end = at + length
                 self.json.request(id, data[end : end + extra].decode("latin-1"), data[at:end])
@@ -574,6 +579,7 @@ def main(argv: Sequence[str]) -> int:
         metrics_url=next(iter(config.listen_metrics), ""),
         tick_seconds=config.heartbeat_ms / 1000,
         election_ticks=config.election_ms // config.heartbeat_ms,
+        access=Access(config.cors, config.host_whitelist),
         **more,
     )
     process.settle()

@@ -89,6 +89,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("cipher-suites", "", "NAMES", "suites of TLS 1.2, as Go calls them (default: those that HTTP/2 permits)"),
     Setting("tls-min-version", "TLS1.2", "VERSION", "TLS1.2 or TLS1.3"),
     Setting("tls-max-version", "", "VERSION", "TLS1.2 or TLS1.3 (default: the newest there is)"),
+    Setting("cors", "*", "ORIGINS", "sites whose pages may ask over HTTP (JSON); empty or *: all"),
+    Setting("host-whitelist", "*", "NAMES", "by which names HTTP without TLS may be asked; empty or *: any"),
     Setting("log-level", "info", "LEVEL", "debug, info, warn or error"),
 )
 

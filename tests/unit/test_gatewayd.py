@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
+from cluster.access import ALL, Access
 from cluster.gatewayd import LOST, OWN, Gateway, methods
 from cluster.internal import Tick
 from cluster.links import Answers, Lost, Streamed
@@ -86,10 +87,10 @@ class Link:
 
 
 class World:
-    def __init__(self) -> None:
+    def __init__(self, access: Access = ALL) -> None:
         self.front, self.link, board = Front(), Link(), GatewayBoard()
         board.open(None)
-        self.gateway = Gateway(self.front, self.link, board)
+        self.gateway = Gateway(self.front, self.link, board, access=access)
 
     def event(self, kind: int, id: int, *, method: int = 0, payload: bytes = b"", status: int = 0) -> None:
         self.front.batches.append(Batch(b"", 0, [(id, 0, 0, len(payload), 0, kind, method, status)], payload))
