@@ -17,6 +17,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from cluster import log, version
 from cluster.child import die_with_parent
@@ -103,6 +104,7 @@ _LOCAL_SETTINGS = (
     "quota-backend-bytes",
     "max-request-bytes",
     "max-txn-ops",
+    "gateway-processes",
     "initial-cluster-token",
     "log-level",
 )
@@ -113,8 +115,13 @@ def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None
     for setting in SETTINGS:
         if setting.name in names:
             default = f" (default: {setting.default})" if setting.default else ""
+            bare: dict[str, Any] = {"nargs": "?", "const": "true"} if setting.truth else {}
             parser.add_argument(
-                f"--{setting.name}", dest=f"set:{setting.name}", metavar=setting.metavar, help=setting.help + default
+                f"--{setting.name}",
+                dest=f"set:{setting.name}",
+                metavar=setting.metavar,
+                help=setting.help + default,
+                **bare,
             )
 
 

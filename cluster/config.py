@@ -22,7 +22,9 @@ from hashlib import sha1
 from typing import Any, NamedTuple
 
 from cluster import log
+from cluster import tls as tls_settings
 from cluster.settings import SETTINGS, ConfigError
+from cluster.tls import Tls
 
 QUOTA_BYTES = 2 << 30
 """What quota-backend-bytes = 0 means."""
@@ -63,7 +65,7 @@ class NodeConfig(NamedTuple):
     listen_native: str
     listen_watch: str
     listen_broadcast: str
-    listen_client: tuple[str, ...]  # the gateway's; none: there is no gateway
+    listen_client: tuple[str, ...]  # the gateway's, tcp:// or tls://; none: there is no gateway
     listen_metrics: tuple[str, ...]
     advertise_client_urls: tuple[str, ...]
     advertise_native: str
@@ -74,12 +76,22 @@ class NodeConfig(NamedTuple):
     quota_backend_bytes: int  # 0: none
     max_request_bytes: int
     max_txn_ops: int
+    gateway_processes: int
+    cors: tuple[str, ...]
+    host_whitelist: tuple[str, ...]
+    tls: Tls | None  # the gateway's; None: none of its addresses wants it
     log_level: str
 
     @property
     def store_dir(self) -> str:
         """Where the keyspace is."""
         return os.path.join(self.data_dir, "store")
+
+    @property
+    def gateways(self) -> tuple[str, ...]:
+        """The names of the gateway processes: "gateway", "gateway-2" ..."""
+        count = self.gateway_processes if self.listen_client else 0
+        return tuple("gateway" if i == 0 else f"gateway-{i + 1}" for i in range(count))
 
     @property
     def peers(self) -> tuple[Member, ...]:
@@ -100,8 +112,9 @@ class NodeConfig(NamedTuple):
         with open(path, encoding="utf-8") as file:
             fields: dict[str, Any] = json.load(file)
         fields["members"] = tuple(Member(*member) for member in fields["members"])
-        for name in ("listen_client", "listen_metrics", "advertise_client_urls"):
+        for name in ("listen_client", "listen_metrics", "advertise_client_urls", "cors", "host_whitelist"):
             fields[name] = tuple(fields[name])
+        fields["tls"] = Tls(*fields["tls"]) if fields["tls"] else None
         return cls(**fields)
 
 
@@ -128,7 +141,7 @@ def resolve(values: Mapping[str, str], run_dir: str = "") -> NodeConfig:
     wal_dir = os.path.abspath(get("wal-dir")) if get("wal-dir") else os.path.join(data_dir, "wal")
 
     listen = {key: _listen(key, get(key)) for key in _LISTEN_ONE}
-    listen_client = _listen_list("listen-client-urls", get("listen-client-urls"))
+    listen_client = _listen_list("listen-client-urls", get("listen-client-urls"), tls=True)
     listen_metrics = _listen_list("listen-metrics-urls", get("listen-metrics-urls"))
     _distinct_listeners(listen, listen_client, listen_metrics)
 
@@ -160,6 +173,10 @@ def resolve(values: Mapping[str, str], run_dir: str = "") -> NodeConfig:
         quota_backend_bytes=_quota(_number("quota-backend-bytes", get)),
         max_request_bytes=_between("max-request-bytes", get, 1, REQUEST_BYTES_LIMIT),
         max_txn_ops=_between("max-txn-ops", get, 1, 1 << 20),
+        gateway_processes=_between("gateway-processes", get, 1, 64),
+        cors=_texts(get("cors")),
+        host_whitelist=_texts(get("host-whitelist")),
+        tls=tls_settings.resolve(get, wanted=any(url.startswith("tls:") for url in listen_client), data_dir=data_dir),
         log_level=_choice("log-level", get, log.LEVELS),
     )
 
@@ -170,26 +187,28 @@ _LISTEN_ONE = ("listen-peer-urls", "listen-native-url", "listen-watch-url", "lis
 class _Url(NamedTuple):
     host: str  # as written, IPv6 in brackets
     port: int
+    tls: bool
 
     def tcp(self) -> str:
-        return f"tcp://{self.host}:{self.port}"
+        return f"{'tls' if self.tls else 'tcp'}://{self.host}:{self.port}"
 
 
-def _url(setting: str, text: str) -> _Url:
+def _url(setting: str, text: str, *, tls: bool = False) -> _Url:
+    """`tls`: it may be https."""
     scheme, separator, rest = text.strip().partition("://")
-    if not separator or scheme not in ("tcp", "http"):
-        hint = "; TLS is not part of this version" if scheme == "https" else ""
+    if not separator or scheme not in ("tcp", "http", *(("https",) if tls else ())):
+        hint = "; TLS is for --listen-client-urls and --advertise-client-urls alone" if scheme == "https" else ""
         raise ConfigError(f"--{setting} {text!r}: expected http://HOST:PORT or tcp://HOST:PORT{hint}")
     host, colon, port = rest.removesuffix("/").rpartition(":")
     if not colon or not host or set(host) & set("/?#@ ") or (":" in host and not host.startswith("[")):
         raise ConfigError(f"--{setting} {text!r}: expected HOST:PORT after {scheme}:// and nothing else")
     if not (port.isascii() and port.isdecimal() and 1 <= int(port) <= 65535):
         raise ConfigError(f"--{setting} {text!r}: {port!r} is no port from 1 to 65535")
-    return _Url(host, int(port))
+    return _Url(host, int(port), scheme == "https")
 
 
-def _urls(setting: str, text: str) -> list[_Url]:
-    return [_url(setting, part) for part in text.split(",") if part.strip()]
+def _urls(setting: str, text: str, *, tls: bool = False) -> list[_Url]:
+    return [_url(setting, part, tls=tls) for part in text.split(",") if part.strip()]
 
 
 def _one(setting: str, text: str) -> _Url:
@@ -203,8 +222,8 @@ def _listen(setting: str, text: str) -> str:
     return _literal(setting, _one(setting, text)).tcp()
 
 
-def _listen_list(setting: str, text: str) -> tuple[str, ...]:
-    return tuple(_literal(setting, url).tcp() for url in _urls(setting, text))
+def _listen_list(setting: str, text: str, *, tls: bool = False) -> tuple[str, ...]:
+    return tuple(_literal(setting, url).tcp() for url in _urls(setting, text, tls=tls))
 
 
 def _literal(setting: str, url: _Url) -> _Url:
@@ -222,9 +241,10 @@ def _distinct_listeners(listen: Mapping[str, str], client: tuple[str, ...], metr
     every = [*listen.items()]
     every += [("listen-client-urls", url) for url in client] + [("listen-metrics-urls", url) for url in metrics]
     for setting, url in every:
-        if url in taken:
-            raise ConfigError(f"--{setting} and --{taken[url]} are the same address: {url}")
-        taken[url] = setting
+        address = url.partition("://")[2]
+        if address in taken:
+            raise ConfigError(f"--{setting} and --{taken[address]} are the same address: {url}")
+        taken[address] = setting
 
 
 _Get = Callable[[str], str]  # a setting's text by its name
@@ -245,12 +265,18 @@ def _advertise(setting: str, get: _Get, listen_setting: str) -> str:
 def _advertise_clients(get: _Get, listen: tuple[str, ...]) -> tuple[str, ...]:
     """What etcd's clients are told: as set, else where the gateway listens."""
     text = get("advertise-client-urls")
-    urls = _urls("advertise-client-urls", text or ",".join(listen))
+    urls = _urls("advertise-client-urls", text or ",".join(_for_clients(url) for url in listen), tls=True)
     for url in urls:
         if url.host in ("0.0.0.0", "[::]"):
             why = "" if text else ", which --listen-client-urls says; set the address that others shall use"
             raise ConfigError(f"--advertise-client-urls: nobody can connect to {url.host}{why}")
-    return tuple(f"http://{url.host}:{url.port}" for url in urls)
+    return tuple(_for_clients(url.tcp()) for url in urls)
+
+
+def _for_clients(url: str) -> str:
+    """As etcd's clients expect to read it."""
+    scheme, _, address = url.partition("://")
+    return f"{'https' if scheme == 'tls' else 'http'}://{address}"
 
 
 def _members(name: str, own: str, initial: str, token: str, values: Mapping[str, str]) -> tuple[Member, ...]:
@@ -278,6 +304,10 @@ def _members(name: str, own: str, initial: str, token: str, values: Mapping[str,
     if 0 in ids or len(set(ids)) != len(ids):
         raise ConfigError("--initial-cluster: two members have the same id, or one has id 0; choose another token")
     return tuple(sorted(members.values()))
+
+
+def _texts(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _number(setting: str, get: _Get) -> int:

@@ -94,6 +94,10 @@ class DataDir:
         """
         return _lock(os.path.join(self.path, f"LOCK.{child}"))
 
+    def children(self) -> list[str]:
+        """Who was ever started here."""
+        return [entry.partition(".")[2] for entry in os.listdir(self.path) if entry.startswith("LOCK.")]
+
     def write_pids(self, pids: Mapping[str, int | str]) -> None:
         """Leave a note of who runs. Never fails the caller: it is only a note."""
         with contextlib.suppress(OSError):

@@ -24,15 +24,17 @@ import struct
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import zmq
 from google.protobuf.message import DecodeError, Message
 
-from cluster import metrics
+from cluster import log, metrics
+from cluster.access import ALL, Access
 from cluster.config import NodeConfig
 from cluster.exits import Exit
 from cluster.internal import Tick
+from cluster.leadership import Leadership
 from cluster.links import Answers, GatewayLink, Lost, Streamed
 from cluster.local_answers import LOCAL, Local
 from cluster.metrics import GatewayBoard
@@ -53,7 +55,8 @@ if TYPE_CHECKING:
 
 OWN = 1 << 31
 """In the lower half of a call's id: made here."""
-STATUS_TICKS = 5
+STATUS_SECONDS = 0.1
+"""How often apply is asked whether there is a leader."""
 UNSENT_TICKS = 50
 """So long a call waits for an apply process that is starting, or stuck."""
 LOST = errors.Unavailable("etcdserver: request timed out, possibly due to connection lost", Code.UNAVAILABLE)
@@ -114,11 +117,17 @@ class Gateway:
         message_max: int = (1536 + 512) << 10,
         metrics_url: str = "",
         tick_seconds: float = 0.1,
+        election_ticks: int = 10,
+        access: Access = ALL,
+        now_and_then: Callable[[], None] = lambda: None,
     ) -> None:
         self.front, self.link, self.board = front, link, board
         self._json: JsonWay | None = None
-        self._for_json = message_max, metrics_url, tick_seconds
-        self.has_leader = True
+        self._for_json = message_max, metrics_url, tick_seconds, access
+        self._now_and_then = now_and_then
+        self.leadership = Leadership(election_ticks)
+        self._status_asked = False
+        self._status_ticks = max(1, round(STATUS_SECONDS / tick_seconds))
         self._ticks = 0
         self._last_own = 0
         self._own: dict[int, Then] = {}
@@ -143,6 +152,10 @@ class Gateway:
 
             self._json = JsonWay(self, *self._for_json)
         return self._json
+
+    @property
+    def has_leader(self) -> bool:
+        return self.leadership.known
 
     @property
     def stuck(self) -> bool:
@@ -281,6 +294,7 @@ class Gateway:
     # ---- to the clients
 
     def reply(self, id: int, response: Message | bytes) -> None:
+        self.leadership.forget(id)
         self._answer(edge.REPLY, id, response)
 
     def send(self, id: int, payload: bytes) -> None:
@@ -289,6 +303,7 @@ class Gateway:
 
     def end(self, id: int, status: int = 0, text: str = "") -> None:
         """No more messages. Also the end of a call that gets none."""
+        self.leadership.forget(id)
         self._answer(edge.END, id, text.encode(), status)
 
     def _answer(self, kind: int, id: int, answer: Message | bytes, status: int = 0) -> None:
@@ -326,6 +341,9 @@ class Gateway:
                 self._tell_json(id, kind)
             elif kind == edge.UNKNOWN:
                 self.end(id, Code.UNIMPLEMENTED, _unknown(data[at : at + length].decode("utf-8", "replace")))
+            elif kind == edge.OPENED:
+                if method and status == edge.HTTP1:  # over TLS
+                    self.json.event(id, kind, b"")
             elif kind == edge.REQUEST:
                 end = at + length
                 self.json.request(id, data[end : end + extra].decode("latin-1"), data[at:end])
@@ -339,6 +357,8 @@ class Gateway:
         if flags & edge.HAS_LEADER and not self.has_leader:
             self.end(call.id, errors.NoLeader.code, errors.NoLeader.text)
         elif call.method in LOCAL:
+            if flags & edge.HAS_LEADER and LOCAL[call.method].stream:
+                self.leadership.needed_by(call.id)
             self._local(LOCAL[call.method], call)
         elif call.id & OWN:
             self.ask(call.method, call.payload, lambda status, told: self._answer(edge.REPLY, call.id, told, status))
@@ -358,9 +378,12 @@ class Gateway:
 
     def _begun(self, id: int, method: int, flags: int) -> None:
         self.board.calls.add()
-        if flags & edge.HAS_LEADER and not self.has_leader:
-            self.end(id, errors.NoLeader.code, errors.NoLeader.text)
-        elif method == Method.WATCH:
+        if flags & edge.HAS_LEADER:
+            if not self.has_leader:
+                self.end(id, errors.NoLeader.code, errors.NoLeader.text)
+                return
+            self.leadership.needed_by(id)
+        if method == Method.WATCH:
             self._watches[id] = None
             takes = b"" if id & OWN else SHARES  # the edge fans out, and knows no inner streams
             self._to_watch.append(wire.encode(Method.WATCH, Kind.STREAM_OPEN, 0, id, takes))
@@ -407,20 +430,25 @@ class Gateway:
 
     def _cancelled(self, id: int, *, connection: bool) -> None:
         if not connection:
-            self._forget(id)
-            self.recipes.cancel(id)
-            self.snapshots.cancel(id)
+            self._abandon(id)
             return
         for gone in [one for one in (*self._watches, *self._renewals) if one >> 32 == id >> 32 and not one & OWN]:
             self._forget(gone)
         for gone in self.recipes.of_connection(id >> 32):
             if not gone & OWN:
-                self.recipes.cancel(gone)
+                self._abandon(gone)
         for gone in self.snapshots.of_connection(id >> 32):
             if not gone & OWN:
-                self.snapshots.cancel(gone)
+                self._abandon(gone)
+
+    def _abandon(self, id: int) -> None:
+        """Nobody wants to hear more of this stream, or call of a recipe."""
+        self._forget(id)
+        self.recipes.cancel(id)
+        self.snapshots.cancel(id)
 
     def _forget(self, id: int) -> None:
+        self.leadership.forget(id)
         if id in self._watches:
             del self._watches[id]
             self._to_watch.append(wire.encode(Method.WATCH, Kind.STREAM_CLOSE, 0, id, b""))
@@ -438,7 +466,9 @@ class Gateway:
             return
         self.front.deliver(frame)
         if frame[5] == Kind.STREAM_CLOSE:  # goes alone
-            self._watches.pop(wire.HEADER.unpack_from(frame)[4], None)
+            id = wire.HEADER.unpack_from(frame)[4]
+            self._watches.pop(id, None)
+            self.leadership.forget(id)
 
     def _share(self, frame: bytes) -> None:
         """One message to many streams; each has its own watch_id at its end, as the order of fields means nothing."""
@@ -461,6 +491,7 @@ class Gateway:
                 continue
             if ended:
                 self._watches.pop(record.id, None)
+                self.leadership.forget(record.id)
             self._answer(record.kind, record.id, record.payload, record.status)
 
     # ---- time
@@ -472,12 +503,19 @@ class Gateway:
         self.snapshots.tick(self._ticks)
         for whom in [whom for whom, since in self._unsent_since.items() if self._ticks - since > UNSENT_TICKS]:
             self._lost(whom)
-        if self._ticks % STATUS_TICKS == 0:
-            self.ask(Method.STATUS, pb.StatusRequest(), self._told_status)
+        for id in self.leadership.tick():
+            self._abandon(id)
+            self.end(id, errors.NoLeader.code, errors.NoLeader.text)
+        if self._ticks % self._status_ticks == 0:
+            if not self._status_asked:
+                self._status_asked = True
+                self.ask(Method.STATUS, pb.StatusRequest(), self._told_status)
+            self._now_and_then()
         self.board.streams.set(len(self._watches) + len(self._renewals) + len(self.recipes) + len(self.snapshots))
 
     def _told_status(self, status: int, answer: bytes) -> None:
-        self.has_leader = status == 0 and pb.StatusResponse.FromString(answer).leader != 0
+        self._status_asked = False
+        self.leadership.known = status == 0 and pb.StatusResponse.FromString(answer).leader != 0
 
 
 def _ours(frame: bytes) -> Iterator[wire.Record]:
@@ -513,17 +551,30 @@ def _unknown(path: str) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Of (NODE_JSON, EPOCH), as cluster/part.py calls it. Returns the exit code."""
-    process = Process("gateway")
+    """Of (NODE_JSON, EPOCH, NAME), as cluster/part.py calls it. Returns the exit code."""
+    name = argv[2]
+    process = Process(name)
     config = NodeConfig.load(argv[0])
-    board = GatewayBoard()
-    board.open(f"{metrics.directory(config.run_dir)}/gateway")
+    log.setup(f"{config.name}/{name}", config.log_level)
+    board = GatewayBoard(name)
+    board.open(f"{metrics.directory(config.run_dir)}/{name}")
     message_max = config.max_request_bytes + (512 << 10)
     front = Edge(methods(), edge.Limits(message_max=message_max, handshake_ms=5_000))
-    for url in config.listen_client:
-        host, _, port = url.removeprefix("tcp://").rpartition(":")
+    more: dict[str, Any] = {}
+    if config.tls is not None:
+        from cluster import certificates
+
         try:
-            front.listen(host.strip("[]"), int(port))
+            certificates.load(front, config.tls)
+            more["now_and_then"] = certificates.Complaints(front).look
+        except edge.TlsError as error:  # it was well when the node began (cluster/certificates.py), and will be again
+            return process.fatal(1, f"TLS: {error}")
+    for url in config.listen_client:
+        scheme, _, address = url.partition("://")
+        host, _, port = address.rpartition(":")
+        try:
+            several = config.gateway_processes > 1
+            front.listen(host.strip("[]"), int(port), tls=scheme == "tls", reuse_port=several)
         except OSError as error:
             return process.fatal(Exit.USAGE, f"cannot listen on {url} (--listen-client-urls): {error.strerror}")
     link = GatewayLink(zmq.Context(), config, front.fileno())
@@ -534,6 +585,9 @@ def main(argv: Sequence[str]) -> int:
         message_max=message_max,
         metrics_url=next(iter(config.listen_metrics), ""),
         tick_seconds=config.heartbeat_ms / 1000,
+        election_ticks=config.election_ms // config.heartbeat_ms,
+        access=Access(config.cors, config.host_whitelist),
+        **more,
     )
     process.settle()
     while not process.stopping:

@@ -141,7 +141,8 @@ class Server:
         from prometheus_client.core import Metric
 
         families: dict[str, Metric] = {}
-        for process, board in metrics.boards([peer.id for peer in self.config.peers]).items():
+        peers = [peer.id for peer in self.config.peers]
+        for process, board in metrics.boards(peers, self.config.gateways).items():
             cells = board.read(os.path.join(metrics.directory(self.config.run_dir), process))
             for name, kind, help, labels, bounds, at in board.series:
                 base = name.removesuffix("_total") if kind == "counter" else name

@@ -21,6 +21,7 @@ from typing import NamedTuple, Protocol
 
 import h11
 
+from cluster.access import Access
 from native import edge
 
 HEAD_BYTES_MAX = 1 << 20
@@ -34,18 +35,12 @@ TEXT = "text/plain; charset=utf-8"
 JSON = "application/json"
 Headers = list[tuple[str, str]]
 
-ALWAYS: Headers = [
-    ("Access-Control-Allow-Headers", "accept, content-type, authorization"),
-    ("Access-Control-Allow-Methods", "POST, GET, OPTIONS, PUT, DELETE"),
-    ("Access-Control-Allow-Origin", "*"),
-]
-"""Any web page may ask, as with etcd's default of --cors."""
-
 
 class Request(NamedTuple):
     method: str
     target: str  # path and query
     headers: dict[str, str]  # lower-case names
+    secure: bool  # over TLS
 
 
 class Taker(Protocol):
@@ -115,23 +110,25 @@ class Later:
 
 
 class _Exchange:
-    def __init__(self, connection: _Connection, method: str) -> None:
+    def __init__(self, connection: _Connection, request: Request) -> None:
         self._connection: _Connection | None = connection
-        self._bodyless = method == "HEAD"
+        self._bodyless = request.method == "HEAD"
+        self._always = connection.owner.access.cors(request.headers)
         self.started = False
 
     def answer(
         self, status: int, body: bytes, content_type: str = JSON, headers: Iterable[tuple[str, str]] = ()
     ) -> None:
         kind = [("Content-Type", content_type)] if content_type else []
-        fields = [*ALWAYS, *kind, *headers, ("Date", _date()), ("Content-Length", str(len(body)))]
+        fields = [*self._always, *kind, *headers, ("Date", _date()), ("Content-Length", str(len(body)))]
         if self._connection is not None:
             self._connection.send(self._head(status, fields), h11.Data(data=b"" if self._bodyless else body))
             self.finish()
 
     def start(self, headers: Iterable[tuple[str, str]] = ()) -> None:
         if self._connection is not None:
-            fields = [*ALWAYS, ("Content-Type", JSON), *headers, ("Date", _date()), ("Transfer-Encoding", "chunked")]
+            kind, chunked = ("Content-Type", JSON), ("Transfer-Encoding", "chunked")
+            fields = [*self._always, kind, *headers, ("Date", _date()), chunked]
             self._connection.send(self._head(200, fields))
             self.started = True
 
@@ -160,8 +157,8 @@ class _Exchange:
 
 
 class _Connection:
-    def __init__(self, owner: Connections, id: int) -> None:
-        self.owner, self.id = owner, id
+    def __init__(self, owner: Connections, id: int, *, secure: bool) -> None:
+        self.owner, self.id, self.secure = owner, id, secure
         self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES_MAX)
         self.exchange: _Exchange | None = None
         self.taker: Taker | None = None
@@ -233,8 +230,8 @@ class _Connection:
 
     def _begin(self, event: h11.Request) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
-        request = Request(event.method.decode("ascii"), event.target.decode("latin-1"), headers)
-        self.exchange = exchange = _Exchange(self, request.method)
+        request = Request(event.method.decode("ascii"), event.target.decode("latin-1"), headers, self.secure)
+        self.exchange = exchange = _Exchange(self, request)
         taker = self.owner.route(request, exchange)
         if self.exchange is exchange:
             self.taker = taker
@@ -303,8 +300,8 @@ class Connections:
     route: called when a request's head has come.
     """
 
-    def __init__(self, tell: Callable[..., None], route: Route, tick_seconds: float) -> None:
-        self.tell, self.route = tell, route
+    def __init__(self, tell: Callable[..., None], route: Route, tick_seconds: float, access: Access) -> None:
+        self.tell, self.route, self.access = tell, route, access
         self.held = 0
         self.draining = False
         self._tick_seconds = tick_seconds
@@ -317,12 +314,15 @@ class Connections:
         return len(self._all)
 
     def event(self, id: int, kind: int, data: bytes) -> None:
-        """What the edge has told of a connection that speaks HTTP/1.1; of others nothing."""
+        """What the edge has told of a connection that speaks HTTP/1.1; of others nothing. OPENED: of those over TLS."""
         if kind == edge.BYTES:
             connection = self._all.get(id)
             if connection is None:
-                connection = self._all[id] = _Connection(self, id)
+                connection = self._all[id] = _Connection(self, id, secure=False)
             connection.bytes(data)
+            return
+        if kind == edge.OPENED:
+            self._all[id] = _Connection(self, id, secure=True)
             return
         connection = self._all.get(id)
         if connection is None:

@@ -5,7 +5,7 @@
 
 An error has its gRPC code's HTTP status and etcd 3.6's body {"code":N,"message":"...","details":[]}. Up to 3.5 the text
 was also in "error" (seen with a real 3.5.1, as are the other texts here that no document names), and clients written
-then look there first: so it is there as well. In a stream that has begun it is the last line, with the fields of both.
+then look there first: so it is there as well. In a stream it is the last line, with the fields of both.
 
 What a stream is told after its first message is ignored from the first mistake on, as etcd does; its answers go on.
 Whoever goes away takes a stream with them, and the wait for an answer, not what was already asked.
@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.message import Message
 
-from cluster.http1 import JSON, Connections, Exchange, Later, Request, Taker
+from cluster.access import Access
+from cluster.http1 import JSON, TEXT, Connections, Exchange, Later, Request, Taker
+from cluster.jsonheaders import LATE, BadTimeout, Deadlines, Metadata, metadata_of
 from cluster.jsontext import BadJson, Objects, message_of, quoted, text_of
-from cluster.local_answers import LOCAL
+from cluster.local_answers import LOCAL, STREAMS
 from cluster.pages import Pages
 from kvorum import etcd_pb2 as pb
 from kvorum import wire
@@ -99,7 +101,6 @@ _SERVICES = {
 PATHS = {f"/v3/{path}": f"/{service}/{name}" for service, paths in _SERVICES.items() for path, name in paths.items()}
 """etcd's paths, and the gRPC methods that they stand for."""
 
-_SERVER_STREAMS = {"/etcdserverpb.Maintenance/Snapshot", "/v3electionpb.Election/Observe"}
 _STREAMS = {Method.WATCH, Method.LEASE_KEEP_ALIVE}
 _NUMBERS = {shape.path: int(number) for number, shape in wire.METHODS.items()}
 _NUMBERS |= {local.path: number for number, local in LOCAL.items()}
@@ -136,7 +137,7 @@ def error_text(code: int, text: str) -> bytes:
 
 
 def error_line(code: int, text: str) -> bytes:
-    """The last line of a stream that has begun."""
+    """The last line of a stream, or the only one."""
     status, said = status_of(code), quoted(text)
     phrase = "" if status == 499 else HTTPStatus(status).phrase
     old = f'"grpc_code":{code},"http_code":{status},"message":{said},"http_status":"{phrase}"'
@@ -156,8 +157,9 @@ class _Unary:
 
     endless = False
 
-    def __init__(self, way: JsonWay, exchange: Exchange, path: str, has_leader: bool) -> None:
-        self._way, self._exchange, self._path, self._has_leader = way, exchange, path, has_leader
+    def __init__(self, way: JsonWay, exchange: Exchange, path: str, metadata: Metadata) -> None:
+        self._way, self._exchange, self._path, self._metadata = way, exchange, path, metadata
+        self._by = way.deadlines.add(self, metadata.ticks)
         self._body = bytearray()
         self._id = 0
         self._lines = False
@@ -187,7 +189,7 @@ class _Unary:
             self._refuse(Code.RESOURCE_EXHAUSTED, _larger(len(payload), self._way.message_max))
             return
         self._id = self._way.gateway.inner(self._told)
-        self._way.gateway.inner_call(self._id, number, payload, edge.HAS_LEADER if self._has_leader else 0)
+        self._way.gateway.inner_call(self._id, number, payload, self._metadata.flags)
 
     def blocked(self, blocked: bool) -> None:
         if self._id:
@@ -195,18 +197,27 @@ class _Unary:
 
     def gone(self) -> None:
         self._body.clear()
+        self._way.deadlines.drop(self, self._by)
         if self._id:
             self._way.gateway.inner_gone(self._id)
 
+    def late(self) -> None:
+        self.gone()
+        self._told(edge.END, Code.DEADLINE_EXCEEDED, LATE)
+
     def _told(self, kind: int, status: int, answer: bytes | Message) -> None:
+        if kind != edge.SEND:
+            self._way.deadlines.drop(self, self._by)
         if status:
             text = answer.decode("utf-8", "replace") if isinstance(answer, bytes) else ""
             if self._lines:
                 self._exchange.chunk(error_line(status, text))
                 self._exchange.finish()
+            elif self._path in STREAMS:
+                self._exchange.answer(status_of(status), error_line(status, text))
             else:
                 self._refuse(status, text)
-        elif self._path in _SERVER_STREAMS:
+        elif self._path in STREAMS:
             if not self._lines:
                 self._exchange.start(_OF_GRPC)
                 self._lines = True
@@ -220,6 +231,7 @@ class _Unary:
             self._exchange.answer(200, text_of(_message(answer, self._path)).encode(), headers=_OF_GRPC)
 
     def _refuse(self, code: int, text: str) -> None:
+        self._way.deadlines.drop(self, self._by)
         self._exchange.answer(status_of(code), error_text(code, text))
 
 
@@ -228,8 +240,9 @@ class _Stream:
 
     endless = True
 
-    def __init__(self, way: JsonWay, exchange: Exchange, path: str, has_leader: bool) -> None:
-        self._way, self._exchange, self._path, self._has_leader = way, exchange, path, has_leader
+    def __init__(self, way: JsonWay, exchange: Exchange, path: str, metadata: Metadata) -> None:
+        self._way, self._exchange, self._path, self._metadata = way, exchange, path, metadata
+        self._by = way.deadlines.add(self, metadata.ticks)
         self._method = Method(_NUMBERS[path])
         self._objects = Objects()
         self._id = 0
@@ -270,12 +283,17 @@ class _Stream:
     def gone(self) -> None:
         self._over = True
         self._objects = Objects()
+        self._way.deadlines.drop(self, self._by)
         if self._id:
             self._way.gateway.inner_gone(self._id)
 
+    def late(self) -> None:
+        self.gone()
+        self._told(edge.END, Code.DEADLINE_EXCEEDED, LATE)
+
     def _begin(self) -> None:
         self._id = self._way.gateway.inner(self._told)
-        self._way.gateway.inner_begin(self._id, self._method, edge.HAS_LEADER if self._has_leader else 0)
+        self._way.gateway.inner_begin(self._id, self._method, self._metadata.flags)
 
     def _say(self, payload: bytes) -> None:
         if not self._id:
@@ -290,6 +308,7 @@ class _Stream:
             self._way.gateway.inner_half_closed(self._id)
         elif not self._over:
             self._over = True
+            self._way.deadlines.drop(self, self._by)
             self._exchange.answer(500, error_text(Code.UNKNOWN, text))
 
     def _told(self, kind: int, status: int, answer: bytes | Message) -> None:
@@ -300,9 +319,10 @@ class _Stream:
             self._exchange.chunk(_line(_message(answer, self._path)))
             return
         self._over = True
+        self._way.deadlines.drop(self, self._by)
         text = answer.decode("utf-8", "replace") if isinstance(answer, bytes) else ""
         if status and not self._lines:
-            self._exchange.answer(status_of(status), error_text(status, text))
+            self._exchange.answer(status_of(status), error_line(status, text))
             return
         if not self._lines:
             self._exchange.start()
@@ -333,12 +353,16 @@ class JsonWay:
     message_max: of a request as protobuf, in bytes. As JSON, with its base64 and long names, it may be twice that.
     """
 
-    def __init__(self, gateway: Gateway, message_max: int, metrics_url: str, tick_seconds: float) -> None:
-        self.gateway = gateway
+    def __init__(
+        self, gateway: Gateway, message_max: int, metrics_url: str, tick_seconds: float, access: Access
+    ) -> None:
+        self.gateway, self._access = gateway, access
         self.message_max, self.body_max = message_max, 2 * message_max
         self._pages = Pages(gateway, metrics_url, tick_seconds)
+        self.deadlines = Deadlines()
+        self._tick_seconds = tick_seconds
         self._over2: dict[int, Taker] = {}  # of requests that have no answer yet
-        self._connections = Connections(gateway.to_edge, self.route, tick_seconds)
+        self._connections = Connections(gateway.to_edge, self.route, tick_seconds, access)
 
     def __len__(self) -> int:
         """Connections."""
@@ -362,7 +386,7 @@ class JsonWay:
         """A request that came whole, by HTTP/2."""
         method, _, target = head.partition("\0")[0].partition(" ")
         exchange = _Over2(self.gateway, id, lambda: self._over2.pop(id, None))
-        taker = self._over2[id] = self.route(Request(method, target, {}), exchange)
+        taker = self._over2[id] = self.route(Request(method, target, {}, True), exchange)
         taker.data(body)
         taker.end()
 
@@ -372,12 +396,16 @@ class JsonWay:
     def tick(self) -> None:
         self._connections.tick()
         self._pages.tick()
+        self.deadlines.tick()
 
     def route(self, request: Request, exchange: Exchange) -> Taker:
         path = request.target.partition("?")[0]
         for old in ("/v3beta/", "/v3alpha/"):
             if path.startswith(old):
                 path = "/v3/" + path.removeprefix(old)
+        stranger = None if request.secure else self._access.stranger(request.headers)
+        if stranger is not None:
+            return Later(lambda: exchange.answer(421, _misdirected(stranger), TEXT, _NO_SNIFF))
         if request.method == "OPTIONS":
             return Later(lambda: exchange.answer(200, b"", ""))
         if not path.startswith("/v3/"):
@@ -387,14 +415,32 @@ class JsonWay:
         if request.method != "POST":
             return Later(lambda: exchange.answer(501, _NOT_ALLOWED))
         grpc = PATHS[path]
-        has_leader = request.headers.get("grpc-metadata-hasleader") == "true"
+        try:
+            metadata = metadata_of(request.headers, self._tick_seconds)
+        except BadTimeout as error:
+            text = error_text(Code.INVALID_ARGUMENT, str(error))
+            return Later(lambda: exchange.answer(400, text))
+        if metadata.ticks == 0:
+            return Later(lambda: exchange.answer(504, error_text(Code.DEADLINE_EXCEEDED, LATE.decode())))
         if _NUMBERS.get(grpc) in _STREAMS:
-            return _Stream(self, exchange, grpc, has_leader)
-        return _Unary(self, exchange, grpc, has_leader)
+            return _Stream(self, exchange, grpc, metadata)
+        return _Unary(self, exchange, grpc, metadata)
 
 
 _NOT_FOUND = b'{"code":5,"message":"Not Found","details":[]}'
 _NOT_ALLOWED = b'{"code":12,"message":"Method Not Allowed","details":[]}'
+
+
+_NO_SNIFF = [("X-Content-Type-Options", "nosniff")]
+
+
+def _misdirected(host: str) -> bytes:
+    """Quoted as a text of JSON, since whoever sent it chose it."""
+    return (
+        f"kvorum was asked by the name {quoted(host)}, which is not in --host-whitelist.\n\n"
+        "If it is this machine's, add it there, or use TLS. Names are checked to keep web pages out whose name was\n"
+        "pointed here after they had been loaded (DNS rebinding).\n"
+    ).encode()
 
 
 class _Over2:

@@ -27,6 +27,11 @@ class Local(NamedTuple):
     request: type[Message]
     answer: Answer
 
+    @property
+    def stream(self) -> bool:
+        """Answered by more than one message."""
+        return self.path in STREAMS
+
 
 def _with_header(respond: Callable[[pb.ResponseHeader], Message]) -> Answer:
     """A header with the current revision is apply's to give: it comes with a read of no key.
@@ -124,6 +129,9 @@ _TABLE: list[tuple[str, type[Message], Answer]] = [
     ("/v3electionpb.Election/Resign", pb.ResignRequest, _recipe(recipes.resign)),
     ("/grpc.health.v1.Health/Check", pb.HealthCheckRequest, _health),
 ]
+
+STREAMS = frozenset({"/etcdserverpb.Maintenance/Snapshot", "/v3electionpb.Election/Observe"})
+"""Calls of one request and many answers."""
 
 LOCAL: dict[int, Local] = {128 + i: Local(*row) for i, row in enumerate(_TABLE)}
 """By the number that the edge knows them by; none of it leaves the process."""

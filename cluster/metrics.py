@@ -293,12 +293,13 @@ class WatchBoard(Board):
 
 
 class GatewayBoard(Board):
-    """What the gateway process knows."""
+    """What a gateway process knows."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "gateway") -> None:
         super().__init__()
-        self.calls = self.counter("kvorum_gateway_calls_total", "Calls of etcd's API that came in.")
-        self.streams = self.gauge("kvorum_gateway_streams", "Watch and lease streams that are open.")
+        which = (("process", name),)
+        self.calls = self.counter("kvorum_gateway_calls_total", "Calls of etcd's API that came in.", which)
+        self.streams = self.gauge("kvorum_gateway_streams", "Watch and lease streams that are open.", which)
 
 
 def directory(run_dir: str) -> str:
@@ -306,6 +307,7 @@ def directory(run_dir: str) -> str:
     return os.path.join(run_dir, "metrics")
 
 
-def boards(peers: Sequence[int] = ()) -> dict[str, Board]:
+def boards(peers: Sequence[int] = (), gateways: Sequence[str] = ("gateway",)) -> dict[str, Board]:
     """A fresh board of every process, by its name, for reading."""
-    return {"raft": RaftBoard(peers), "apply": ApplyBoard(), "watch": WatchBoard(), "gateway": GatewayBoard()}
+    others = {"raft": RaftBoard(peers), "apply": ApplyBoard(), "watch": WatchBoard()}
+    return others | {name: GatewayBoard(name) for name in gateways}

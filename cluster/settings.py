@@ -30,6 +30,7 @@ class Setting(NamedTuple):
     default: str
     metavar: str
     help: str
+    truth: bool = False  # true or false; the flag alone means true
 
     @property
     def variable(self) -> str:
@@ -45,7 +46,7 @@ SETTINGS: tuple[Setting, ...] = (
         "listen-client-urls",
         f"http://localhost:{GATEWAY_PORT}",
         "URLS",
-        "where programs that speak etcd's API come in (gRPC); empty: nowhere",
+        "where programs that speak etcd's API come in, http or https; empty: nowhere",
     ),
     Setting("listen-native-url", f"tcp://localhost:{NATIVE_PORT}", "URL", "where kvorum clients call"),
     Setting("listen-watch-url", f"tcp://localhost:{WATCH_PORT}", "URL", "where kvorum clients watch"),
@@ -73,6 +74,23 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("quota-backend-bytes", "0", "BYTES", "size of the store from which writes are refused; 0: 2 GiB, -1: none"),
     Setting("max-request-bytes", str(3 << 19), "BYTES", "largest request taken"),
     Setting("max-txn-ops", "128", "N", "most operations in a txn"),
+    Setting("gateway-processes", "1", "N", "how many processes serve --listen-client-urls, beside each other"),
+    Setting(
+        "cert-file", "", "FILE", "the gateway's certificate (PEM, with its chain), for https in --listen-client-urls"
+    ),
+    Setting("key-file", "", "FILE", "its key (PEM)"),
+    Setting("trusted-ca-file", "", "FILE", "clients must show a certificate that a CA in this file (PEM) signed"),
+    Setting("client-cert-auth", "false", "BOOL", "the same; it is so with --trusted-ca-file in any case", truth=True),
+    Setting("client-crl-file", "", "FILE", "client certificates that are revoked (PEM)"),
+    Setting(
+        "auto-tls", "false", "BOOL", "make a certificate that signs itself, if there is no --cert-file", truth=True
+    ),
+    Setting("self-signed-cert-validity", "1", "YEARS", "how long it is good for"),
+    Setting("cipher-suites", "", "NAMES", "suites of TLS 1.2, as Go calls them (default: those that HTTP/2 permits)"),
+    Setting("tls-min-version", "TLS1.2", "VERSION", "TLS1.2 or TLS1.3"),
+    Setting("tls-max-version", "", "VERSION", "TLS1.2 or TLS1.3 (default: the newest there is)"),
+    Setting("cors", "*", "ORIGINS", "sites whose pages may ask over HTTP (JSON); empty or *: all"),
+    Setting("host-whitelist", "*", "NAMES", "by which names HTTP without TLS may be asked; empty or *: any"),
     Setting("log-level", "info", "LEVEL", "debug, info, warn or error"),
 )
 
@@ -131,6 +149,8 @@ def _from_file(path: str) -> dict[str, str]:
 def _as_text(path: str, name: str, value: object) -> str:
     if isinstance(value, str):
         return value
+    if isinstance(value, bool) and BY_NAME[name].truth:
+        return str(value).lower()
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, list) and all(isinstance(item, str) for item in value):

@@ -37,7 +37,7 @@ CHILDREN = {
     "watch": "cluster.watchd",
     "gateway": "cluster.gatewayd",
 }
-"""The processes of a node and the modules they run, in the order of starting."""
+"""The processes of a node and the modules they run, in the order of starting. There may be several gateways."""
 
 GRACE_SECONDS = 5.0
 """How long a child may take to end by itself."""
@@ -77,11 +77,15 @@ class Supervisor:
         self._node_json = os.path.join(config.run_dir, "node.json")
         config.save(self._node_json)
         self._environment = {**environment, "KVORUM_NAME": config.name, "KVORUM_LOG_LEVEL": config.log_level}
-        self._boards = metrics.boards([peer.id for peer in config.peers])
-        self._children = [name for name in CHILDREN if name != "gateway" or config.listen_client]
+        self._boards = metrics.boards([peer.id for peer in config.peers], config.gateways)
+        self._children = [name for name in CHILDREN if name != "gateway"] + list(config.gateways)
         self.keeper = Keeper(self._children, self._spawn, self._verdict, self._changed)
 
     def run(self) -> int:
+        if self.config.tls is not None:
+            checked = spawn(["cluster.certificates", self._node_json], environment=self._environment).wait()
+            if checked:
+                return checked
         server = Server(self.config, self.pids, self.restarts)
         for listener in server.listeners:
             self.keeper.on_readable(listener.fileno(), lambda: self._wake(server))
@@ -121,11 +125,9 @@ class Supervisor:
         try:
             epoch = self.data.next_epoch()
             hit("supervisor.before_spawn")
-            return spawn(
-                ["cluster.part", CHILDREN[name], self._node_json, str(epoch)],
-                inherit=lock,
-                environment=self._environment,
-            )
+            module = CHILDREN["gateway" if name in self.config.gateways else name]
+            command = ["cluster.part", module, self._node_json, str(epoch), name]
+            return spawn(command, inherit=lock, environment=self._environment)
         except OSError as error:
             if error.errno == errno.EIO:
                 raise Refused(Exit.DISK_FAILED, f"writing to {self.config.data_dir} failed: {error}") from error
@@ -157,7 +159,7 @@ def _await_predecessors(data: DataDir) -> None:
     """Children of a supervisor that was killed are killed too, but gone only when the last of their threads is, which
     may be in an fsync. Until then they hold their locks and our addresses."""
     deadline = time.monotonic() + PREDECESSOR_SECONDS_MAX
-    for name in CHILDREN:
+    for name in {*CHILDREN, *data.children()}:
         while time.monotonic() < deadline:
             try:
                 os.close(data.lock_for(name))
@@ -169,7 +171,7 @@ def _await_predecessors(data: DataDir) -> None:
 
 
 def _address(url: str) -> tuple[int, tuple[str, int]]:
-    host, _, port = url.removeprefix("tcp://").rpartition(":")
+    host, _, port = url.partition("://")[2].rpartition(":")
     family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
     return family, (host.strip("[]"), int(port))
 

@@ -19,8 +19,8 @@ from setuptools import Distribution
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 EDGE_SOURCES = (
-    *("edge.c", "edge_answer.c", "edge_conn.c", "edge_grpc.c", "edge_http2.c", "edge_tls.c", "edge_util.c"),
-    "edge_write.c",
+    *("edge.c", "edge_answer.c", "edge_conn.c", "edge_grpc.c", "edge_http2.c", "edge_selfsigned.c", "edge_tls.c"),
+    *("edge_util.c", "edge_write.c"),
 )
 FLAGS = ["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden", "-pthread"]
 

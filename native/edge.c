@@ -91,7 +91,7 @@ void edge_free(struct edge *e) {
     edge_release(e, e->scratch);
     nghttp2_session_callbacks_del(e->callbacks);
     nghttp2_option_del(e->option);
-    SSL_CTX_free(e->tls);
+    edge_tls_free(e);
     if (e->epoll >= 0) close(e->epoll);
     if (e->clock >= 0) close(e->clock);
     if (e->spare >= 0) close(e->spare);
@@ -134,7 +134,7 @@ static int port_of(int socket) {
 }
 
 int edge_listen(struct edge *e, const char *address, int port, int reuse_port, int tls) {
-    if (e->listener_count == EDGE_LISTENERS_MAX || e->draining || (tls && !e->tls) || port < 0 || port > 65535) {
+    if (e->listener_count == EDGE_LISTENERS_MAX || e->draining || (tls && !e->tls.context) || port < 0 || port > 65535) {
         errno = EINVAL;
         return -1;
     }

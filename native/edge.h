@@ -22,8 +22,8 @@
  * empty frames, CONTINUATION) is counted against a budget.
  *
  * For one thread. Nothing here blocks but edge_poll() when told to. Files: edge.c (this page), edge_conn.c (sockets and
- * their lives), edge_write.c, edge_tls.c, edge_http2.c (sessions), edge_grpc.c (calls and messages), edge_answer.c,
- * edge_util.c (memory, time, the batch). */
+ * their lives), edge_write.c, edge_tls.c, edge_selfsigned.c, edge_http2.c (sessions), edge_grpc.c (calls and messages),
+ * edge_answer.c, edge_util.c (memory, time, the batch). */
 #ifndef KVORUM_EDGE_H
 #define KVORUM_EDGE_H
 
@@ -40,8 +40,8 @@ enum edge_shape {
 };
 
 enum edge_event_kind {
-    EDGE_OPENED = 1,                  /* a connection; status: enum edge_protocol; payload "address:port", extra: the
-                                         common name of its certificate */
+    EDGE_OPENED = 1,                  /* a connection; status: enum edge_protocol; method: 1 over TLS; payload
+                                         "address:port", extra: the common name of its certificate */
     EDGE_CLOSED = 2,                  /* it is gone, and all its calls with it; status: enum edge_reason */
     EDGE_CALL = 3,                    /* method, deadline, status: enum edge_flag; payload: the message; extra: token */
     EDGE_BEGUN = 4,                   /* the same without a message */
@@ -136,6 +136,15 @@ struct edge_stats {
     uint64_t bytes_in, bytes_out, messages_in, messages_out;
     uint64_t memory, inbound, outbound;        /* held: in all (OpenSSL's aside), of it unfinished messages, answers */
     uint64_t resets, floods, timeouts, handshake_failures;
+    uint64_t tls_loads, tls_load_failures;     /* how often its files were read, and of no use though they had changed */
+};
+
+struct edge_tls_config {
+    const char *certificate, *key;    /* PEM files: a chain, and the key of its first */
+    const char *ca;                   /* PEM: clients must show a certificate that it signed; NULL: they needn't */
+    const char *crl;                  /* PEM: certificates that it revoked, with `ca`; NULL: none */
+    const char *ciphers;              /* of TLS 1.2, as OpenSSL calls them, with colons; NULL: those HTTP/2 permits */
+    int version_min, version_max;     /* 12, 13 (TLS 1.2, 1.3); 0: no wish */
 };
 
 struct edge;
@@ -152,11 +161,14 @@ int edge_listen(struct edge *e, const char *address, int port, int reuse_port, i
 /* Take over a connected stream socket, as if it had been accepted. Returns 0 or -1, then the socket is closed. */
 int edge_adopt(struct edge *e, int socket, int tls);
 
-/* Certificate chain and key in PEM files; `ca`: clients must show a certificate that it signed; NULL: they needn't.
- * `crl`: revoked ones, NULL: none. Called again it changes what later connections get. 0, or -1 with what is wrong in
- * edge_tls_error(), and nothing is changed. */
-int edge_tls(struct edge *e, const char *certificate, const char *key, const char *ca, const char *crl);
+/* Read the files, for connections to come. They are read again when they have changed (edge_tls.c). The config is copied.
+ * 0, or -1 with what is wrong in edge_tls_error(), and nothing is changed. */
+int edge_tls(struct edge *e, const struct edge_tls_config *config);
 const char *edge_tls_error(const struct edge *e);
+
+/* A new key, and a certificate for it that it signs itself, good for `days` from now. `hosts` as OpenSSL reads
+ * alternative names: "IP:127.0.0.1,DNS:localhost". Both as PEM text into `room` bytes each. 0, or -1: it can't be made. */
+int edge_tls_self_signed(const char *hosts, int days, char *certificate, char *key, size_t room);
 
 /* For a poller of the caller's: readable when edge_poll() has something to do, be it a deadline. */
 int edge_fileno(const struct edge *e);

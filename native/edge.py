@@ -115,6 +115,17 @@ def record(kind: int, call: int, payload: bytes = b"", *, status: int = 0, metho
     return _RECORD.pack(len(payload), method, kind, status, call) + payload
 
 
+def self_signed(hosts: str, days: int) -> tuple[bytes, bytes]:
+    """A new certificate that signs itself, and its key, as PEM. Raises TlsError.
+
+    hosts: alternative names as OpenSSL reads them, "IP:127.0.0.1,DNS:localhost".
+    """
+    certificate, key = ffi.new("char[]", 8192), ffi.new("char[]", 8192)
+    if lib.edge_tls_self_signed(hosts.encode(), days, certificate, key, 8192):
+        raise TlsError(f"OpenSSL makes no certificate for {hosts}")
+    return ffi.string(certificate), ffi.string(key)
+
+
 def _error(what: str) -> OSError:
     return OSError(ffi.errno, f"{what}: {os.strerror(ffi.errno)}")
 
@@ -146,11 +157,34 @@ class Edge:
         if lib.edge_adopt(self._edge, socket, tls):
             raise _error("edge")
 
-    def tls(self, certificate: str, key: str, *, ca: str | None = None, crl: str | None = None) -> None:
-        """Read PEM files for connections to come; with `ca`, clients must show a certificate. Raises TlsError."""
-        names = [ffi.NULL if name is None else ffi.new("char[]", name.encode()) for name in (certificate, key, ca, crl)]
-        if lib.edge_tls(self._edge, *names):
-            raise TlsError(ffi.string(lib.edge_tls_error(self._edge)).decode(errors="replace"))
+    def tls(
+        self,
+        certificate: str,
+        key: str,
+        *,
+        ca: str | None = None,
+        crl: str | None = None,
+        ciphers: str | None = None,
+        version_min: int = 0,
+        version_max: int = 0,
+    ) -> None:
+        """Read PEM files for connections to come; with `ca`, clients must show a certificate. Raises TlsError.
+
+        From then on the edge reads them again when they change. What is of no use then is counted (`stats()`), told by
+        `tls_error`, and changes nothing. ciphers and versions: edge_tls_config.
+        """
+        texts = {"certificate": certificate, "key": key, "ca": ca, "crl": crl, "ciphers": ciphers}
+        kept = {
+            name: ffi.NULL if text is None else ffi.new("char[]", os.fsencode(text)) for name, text in texts.items()
+        }
+        versions = {"version_min": version_min, "version_max": version_max}
+        if lib.edge_tls(self._edge, ffi.new("struct edge_tls_config *", kept | versions)):
+            raise TlsError(self.tls_error)
+
+    @property
+    def tls_error(self) -> str:
+        """What was last wrong with the files of tls(); "" if nothing ever was."""
+        return ffi.string(lib.edge_tls_error(self._edge)).decode(errors="replace")  # type: ignore[no-any-return]
 
     def fileno(self) -> int:
         """Readable when poll() has something to do."""

@@ -141,7 +141,7 @@ static void tell_opened(struct edge_connection *k, int protocol) {
             snprintf(text, sizeof text, "[%s]:%u", host, ntohs(peer.six.sin6_port));
     }
     k->told = true;
-    edge_event(k->edge, edge_connection_id(k), EDGE_OPENED, 0, (uint16_t)protocol, 0, text, strlen(text), name,
+    edge_event(k->edge, edge_connection_id(k), EDGE_OPENED, k->tls != NULL, (uint16_t)protocol, 0, text, strlen(text), name,
                edge_tls_name(k, name, sizeof name));
 }
 

@@ -35,6 +35,7 @@ enum {
     EDGE_LINGER_MS = 1000,          /* for a peer to hear why it is closed */
     EDGE_NOTICE_MS = 500,           /* between the two GOAWAYs of a shutdown */
     EDGE_LISTENERS_MAX = 16,
+    EDGE_TLS_FILES = 4,             /* certificate, key, CA, CRL */
     EDGE_METHODS_MAX = 256,         /* slots of the table, a power of two, over twice the methods that fit */
     EDGE_PATH_BYTES_MAX = 256,      /* of an unknown path, what is kept */
     EDGE_TEXT_BYTES_MAX = 1024,     /* of an error's text, what is sent */
@@ -209,6 +210,22 @@ struct edge_connection {
     struct edge_queue queue;        /* HTTP/1: bytes to write */
 };
 
+/* ---- TLS */
+
+/* Which content of a file was read. All zero: it wasn't there. */
+struct edge_stamp {
+    uint64_t device, inode;
+    int64_t size, seconds, nanoseconds;
+};
+
+struct edge_tls {
+    SSL_CTX *context;               /* for connections to come; NULL: there is no TLS */
+    struct edge_tls_config config;  /* copies */
+    struct edge_stamp stamps[EDGE_TLS_FILES];
+    bool young;                     /* they may have changed since without showing it */
+    char error[512];
+};
+
 struct edge_bytes {
     uint8_t *bytes;
     size_t size, room;
@@ -248,8 +265,7 @@ struct edge {
     nghttp2_session_callbacks *callbacks;
     nghttp2_option *option;
     nghttp2_mem memory;
-    SSL_CTX *tls;
-    char tls_error[512];
+    struct edge_tls tls;
     struct edge_stats stats;
 };
 
@@ -360,5 +376,6 @@ int64_t edge_tls_read(struct edge_connection *k, uint8_t *bytes, size_t size);  
 int64_t edge_tls_write(struct edge_connection *k, const uint8_t *bytes, size_t size);
 size_t edge_tls_name(const struct edge_connection *k, char *name, size_t room);
 void edge_tls_end(struct edge_connection *k);
+void edge_tls_free(struct edge *e);
 
 #endif

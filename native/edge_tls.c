@@ -1,7 +1,11 @@
 /* TLS: OpenSSL over the connection's own socket. Version 1.2 or newer, ciphers that HTTP/2 permits, ALPN.
  *
  * There is no resumption of sessions: a client whose certificate was revoked, or whose CA was changed, is judged anew
- * each time. Certificates are read when edge_tls() is called; what is open goes on with what it has. */
+ * each time. The files are read again, all of them together, when a connection comes and one of them is not what it was:
+ * another inode, size or time of change, which takes a stat of each and 3 us a connection. A file that was changed less
+ * than YOUNG_SECONDS before it was read is read again in any case, for it could have been changed twice within what its
+ * file system's clock tells apart. Files that don't fit each other, as in the middle of a renewal, change nothing: what
+ * was read before goes on, and edge_stats and edge_tls_error() tell. What is open goes on with what it has. */
 #include "edge_inside.h"
 
 #include <errno.h>
@@ -9,6 +13,10 @@
 #include <openssl/x509v3.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+enum { YOUNG_SECONDS = 2 };
 
 static int choose(SSL *ssl, const unsigned char **out, unsigned char *out_length, const unsigned char *in,
                   unsigned in_length, void *user) {
@@ -27,60 +35,157 @@ static int no_password(char *to, int size, int writing, void *user) {
     return 0;
 }
 
-static int complain(struct edge *e, SSL_CTX *tls, const char *what, const char *file) {
-    char detail[256] = "";
-    unsigned long error = ERR_peek_last_error();
-    if (error) ERR_error_string_n(error, detail, sizeof detail);
-    snprintf(e->tls_error, sizeof e->tls_error, "%s %s: %s", what, file ? file : "", detail);
+static SSL_CTX *complain(struct edge *e, SSL_CTX *context, const char *what, const char *file) {
+    unsigned long error = ERR_peek_error();
+    const char *reason = ERR_SYSTEM_ERROR(error) ? strerror(ERR_GET_REASON(error)) : ERR_reason_error_string(error);
+    snprintf(e->tls.error, sizeof e->tls.error, "%s %s: %s", what, file, reason ? reason : "it is of no use");
     ERR_clear_error();
-    SSL_CTX_free(tls);
-    return -1;
+    SSL_CTX_free(context);
+    return NULL;
 }
 
-int edge_tls(struct edge *e, const char *certificate, const char *key, const char *ca, const char *crl) {
+static bool demand_certificates(SSL_CTX *context, const char *ca) {
+    STACK_OF(X509_NAME) *names = SSL_load_client_CA_file(ca);
+    if (!names || SSL_CTX_load_verify_file(context, ca) != 1) {
+        sk_X509_NAME_pop_free(names, X509_NAME_free);
+        return false;
+    }
+    SSL_CTX_set_client_CA_list(context, names);
+    SSL_CTX_set_verify(context, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL);
+    return true;
+}
+
+static bool refuse_revoked(SSL_CTX *context, const char *crl) {
+    X509_STORE *store = SSL_CTX_get_cert_store(context);
+    X509_LOOKUP *lookup = X509_STORE_add_lookup(store, X509_LOOKUP_file());
+    return lookup && X509_load_crl_file(lookup, crl, X509_FILETYPE_PEM) > 0 &&
+           X509_STORE_set_flags(store, X509_V_FLAG_CRL_CHECK);
+}
+
+/* What the files say now. NULL: e->tls.error has why not. */
+static SSL_CTX *load(struct edge *e, const struct edge_tls_config *c) {
     ERR_clear_error();
-    SSL_CTX *tls = SSL_CTX_new(TLS_server_method());
-    if (!tls) return complain(e, NULL, "no TLS", NULL);
-    SSL_CTX_set_min_proto_version(tls, TLS1_2_VERSION);
-    SSL_CTX_set_options(tls, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION | SSL_OP_NO_TICKET |
-                                 SSL_OP_CIPHER_SERVER_PREFERENCE | SSL_OP_IGNORE_UNEXPECTED_EOF);
-    SSL_CTX_set_mode(tls, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER |
-                              SSL_MODE_RELEASE_BUFFERS);
-    SSL_CTX_set_session_cache_mode(tls, SSL_SESS_CACHE_OFF);
-    SSL_CTX_set_num_tickets(tls, 0);
-    SSL_CTX_set_default_passwd_cb(tls, no_password);
-    SSL_CTX_set_alpn_select_cb(tls, choose, NULL);
-    if (!SSL_CTX_set_cipher_list(tls, "ECDHE+AESGCM:ECDHE+CHACHA20")) return complain(e, tls, "ciphers", NULL);
-    if (SSL_CTX_use_certificate_chain_file(tls, certificate) != 1) return complain(e, tls, "certificate", certificate);
-    if (SSL_CTX_use_PrivateKey_file(tls, key, SSL_FILETYPE_PEM) != 1) return complain(e, tls, "key", key);
-    if (SSL_CTX_check_private_key(tls) != 1) return complain(e, tls, "key", key);
-    if (ca) {
-        STACK_OF(X509_NAME) *names = SSL_load_client_CA_file(ca);
-        if (!names || SSL_CTX_load_verify_file(tls, ca) != 1) {
-            sk_X509_NAME_pop_free(names, X509_NAME_free);
-            return complain(e, tls, "CA", ca);
-        }
-        SSL_CTX_set_client_CA_list(tls, names);
-        SSL_CTX_set_verify(tls, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL);
+    SSL_CTX *context = SSL_CTX_new(TLS_server_method());
+    if (!context) return complain(e, NULL, "TLS", "");
+    SSL_CTX_set_min_proto_version(context, c->version_min == 13 ? TLS1_3_VERSION : TLS1_2_VERSION);
+    SSL_CTX_set_max_proto_version(context, c->version_max == 12 ? TLS1_2_VERSION : 0);
+    SSL_CTX_set_options(context, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION | SSL_OP_NO_TICKET |
+                                     SSL_OP_CIPHER_SERVER_PREFERENCE | SSL_OP_IGNORE_UNEXPECTED_EOF);
+    SSL_CTX_set_mode(context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER |
+                                  SSL_MODE_RELEASE_BUFFERS);
+    SSL_CTX_set_session_cache_mode(context, SSL_SESS_CACHE_OFF);
+    SSL_CTX_set_num_tickets(context, 0);
+    SSL_CTX_set_default_passwd_cb(context, no_password);
+    SSL_CTX_set_alpn_select_cb(context, choose, NULL);
+    const char *ciphers = c->ciphers ? c->ciphers : "ECDHE+AESGCM:ECDHE+CHACHA20";
+    if (SSL_CTX_set_cipher_list(context, ciphers) != 1) return complain(e, context, "ciphers", ciphers);
+    if (SSL_CTX_use_certificate_chain_file(context, c->certificate) != 1)
+        return complain(e, context, "certificate", c->certificate);
+    if (SSL_CTX_use_PrivateKey_file(context, c->key, SSL_FILETYPE_PEM) != 1 || SSL_CTX_check_private_key(context) != 1)
+        return complain(e, context, "key", c->key);
+    if (c->ca && !demand_certificates(context, c->ca)) return complain(e, context, "CA", c->ca);
+    if (c->crl && !refuse_revoked(context, c->crl)) return complain(e, context, "CRL", c->crl);
+    return context;
+}
+
+/* ---- the files, and whether they have changed */
+
+static void look(const struct edge_tls_config *c, struct edge_stamp stamps[EDGE_TLS_FILES]) {
+    const char *const names[EDGE_TLS_FILES] = {c->certificate, c->key, c->ca, c->crl};
+    memset(stamps, 0, EDGE_TLS_FILES * sizeof *stamps);
+    for (int i = 0; i < EDGE_TLS_FILES; i++) {
+        struct stat found;
+        if (!names[i] || stat(names[i], &found)) continue;
+        stamps[i] = (struct edge_stamp){found.st_dev, found.st_ino, found.st_size, found.st_ctim.tv_sec,
+                                        found.st_ctim.tv_nsec};
     }
-    if (crl) {
-        X509_STORE *store = SSL_CTX_get_cert_store(tls);
-        X509_LOOKUP *lookup = X509_STORE_add_lookup(store, X509_LOOKUP_file());
-        if (!lookup || X509_load_crl_file(lookup, crl, X509_FILETYPE_PEM) <= 0) return complain(e, tls, "CRL", crl);
-        X509_STORE_set_flags(store, X509_V_FLAG_CRL_CHECK);
+}
+
+static bool same(const struct edge_stamp a[EDGE_TLS_FILES], const struct edge_stamp b[EDGE_TLS_FILES]) {
+    for (int i = 0; i < EDGE_TLS_FILES; i++)
+        if (a[i].device != b[i].device || a[i].inode != b[i].inode || a[i].size != b[i].size ||
+            a[i].seconds != b[i].seconds || a[i].nanoseconds != b[i].nanoseconds)
+            return false;
+    return true;
+}
+
+static bool young(const struct edge_stamp stamps[EDGE_TLS_FILES]) {
+    int64_t now = time(NULL);
+    for (int i = 0; i < EDGE_TLS_FILES; i++)
+        if (stamps[i].seconds <= now && now - stamps[i].seconds < YOUNG_SECONDS) return true;
+    return false;
+}
+
+/* Looked at first and read then: what changes in between is found changed by the next look. */
+static bool read_files(struct edge *e, const struct edge_tls_config *c) {
+    struct edge_tls *tls = &e->tls;
+    struct edge_stamp stamps[EDGE_TLS_FILES];
+    look(c, stamps);
+    SSL_CTX *context = load(e, c);
+    if (!context) return false;
+    SSL_CTX_free(tls->context); /* its connections hold it */
+    tls->context = context;
+    memcpy(tls->stamps, stamps, sizeof stamps);
+    tls->young = young(stamps);
+    e->stats.tls_loads++;
+    return true;
+}
+
+static void refresh(struct edge *e) {
+    struct edge_stamp stamps[EDGE_TLS_FILES];
+    look(&e->tls.config, stamps);
+    if (!e->tls.young && same(stamps, e->tls.stamps)) return;
+    if (!read_files(e, &e->tls.config)) e->stats.tls_load_failures++;
+}
+
+static bool keep_name(struct edge *e, const char **name) {
+    if (!*name) return true;
+    size_t size = strlen(*name) + 1;
+    char *copy = edge_alloc(e, size);
+    if (copy) memcpy(copy, *name, size);
+    *name = copy;
+    return copy;
+}
+
+static void drop_names(struct edge *e, struct edge_tls_config *c) {
+    edge_release(e, (char *)c->certificate);
+    edge_release(e, (char *)c->key);
+    edge_release(e, (char *)c->ca);
+    edge_release(e, (char *)c->crl);
+    edge_release(e, (char *)c->ciphers);
+    memset(c, 0, sizeof *c);
+}
+
+int edge_tls(struct edge *e, const struct edge_tls_config *config) {
+    struct edge_tls_config copy = *config;
+    bool kept = keep_name(e, &copy.certificate);
+    kept = keep_name(e, &copy.key) && kept;
+    kept = keep_name(e, &copy.ca) && kept;
+    kept = keep_name(e, &copy.crl) && kept;
+    kept = keep_name(e, &copy.ciphers) && kept;
+    if (!kept) snprintf(e->tls.error, sizeof e->tls.error, "TLS: no memory");
+    if (!kept || !read_files(e, &copy)) {
+        drop_names(e, &copy);
+        return -1;
     }
-    SSL_CTX_free(e->tls);
-    e->tls = tls;
+    drop_names(e, &e->tls.config);
+    e->tls.config = copy;
     return 0;
 }
 
+void edge_tls_free(struct edge *e) {
+    drop_names(e, &e->tls.config);
+    SSL_CTX_free(e->tls.context);
+}
+
 const char *edge_tls_error(const struct edge *e) {
-    return e->tls_error;
+    return e->tls.error;
 }
 
 bool edge_tls_begin(struct edge_connection *k) {
-    if (!k->edge->tls) return false;
-    k->tls = SSL_new(k->edge->tls);
+    if (!k->edge->tls.context) return false;
+    refresh(k->edge);
+    k->tls = SSL_new(k->edge->tls.context);
     if (!k->tls) return false;
     SSL_set_accept_state(k->tls);
     return SSL_set_fd(k->tls, k->socket) == 1;

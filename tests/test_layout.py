@@ -51,10 +51,12 @@ def modules(*rooms: str) -> list[Path]:
 def pure_modules() -> list[Path]:
     storage = [path for path in modules("storage") if path.name not in IMPURE_IN_STORAGE]
     cluster = (
+        "access",
         "broadcast",
         "feed",
         "internal",
         "jsontext",
+        "leadership",
         "leasecalls",
         "lessor",
         "proposals",

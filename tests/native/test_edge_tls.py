@@ -3,57 +3,24 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import ssl
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc
 import pytest
-import trustme
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
 
 from native import edge
 from native.edge import Edge, Limits, TlsError
 
 from .edges import METHODS, WAIT, Service, service
-
-
-class Papers:
-    """A CA, and what it signed, as files."""
-
-    def __init__(self, directory: Path) -> None:
-        directory.mkdir()
-        self.ca, self.directory = trustme.CA(), directory
-        self.ca_file = self._write("ca.pem", self.ca.cert_pem)
-        self.certificate, self.key = self.issue("127.0.0.1", name="server")
-
-    def _write(self, name: str, *blobs: trustme.Blob) -> str:
-        path = self.directory / name
-        path.write_bytes(b"".join(blob.bytes() for blob in blobs))
-        return str(path)
-
-    def issue(self, *identities: str, name: str) -> tuple[str, str]:
-        """Files of a certificate chain and its key."""
-        leaf = self.ca.issue_cert(*identities, common_name=name)
-        return self._write(f"{name}.pem", *leaf.cert_chain_pems), self._write(f"{name}.key", leaf.private_key_pem)
-
-    def revoke(self, certificate: str) -> str:
-        """A file of a CRL that names it."""
-        signer = x509.load_pem_x509_certificate(Path(self.ca_file).read_bytes())
-        key = serialization.load_pem_private_key(self.ca.private_key_pem.bytes(), None)
-        now = datetime.now(UTC)
-        serial = x509.load_pem_x509_certificate(Path(certificate).read_bytes()).serial_number
-        revoked = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
-        builder = x509.CertificateRevocationListBuilder().issuer_name(signer.subject)
-        builder = builder.last_update(now - timedelta(1)).next_update(now + timedelta(1))
-        crl = builder.add_revoked_certificate(revoked).sign(key, hashes.SHA256())  # type: ignore[arg-type]
-        path = self.directory / "crl.pem"
-        path.write_bytes(crl.public_bytes(serialization.Encoding.PEM))
-        return str(path)
+from .papers import Papers
 
 
 @pytest.fixture
@@ -152,6 +119,100 @@ def test_certificates_can_be_changed_while_it_runs(running: Service, papers: Pap
     before.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
     assert before.recv(9)[3] == 4  # SETTINGS
     before.close()
+
+
+def test_files_that_have_changed_are_read_again(papers: Papers, tmp_path: Path) -> None:
+    """As with etcd no restart is needed: written over or moved in place, even twice within a tick of their clock."""
+    with service(prepare=prepare(papers)) as running:
+        for round, put in enumerate((shutil.copy, os.replace, shutil.copy)):
+            renewed = Papers(tmp_path / f"renewed{round}")
+            put(renewed.certificate, papers.certificate)
+            put(renewed.key, papers.key)
+            with pytest.raises(ssl.SSLCertVerificationError):
+                connect(running, papers)
+            connect(running, renewed).close()
+
+
+def test_half_a_renewal_changes_nothing(running: Service, papers: Papers, tmp_path: Path) -> None:
+    """A certificate whose key isn't there yet: what was read before goes on, and it is told why."""
+    renewed = Papers(tmp_path / "renewed")
+    shutil.copy(renewed.certificate, papers.certificate)
+    connect(running, papers).close()
+    assert running.call(lambda e: e.stats()["tls_load_failures"]) == 1
+    assert papers.key in running.call(lambda e: e.tls_error)
+    os.unlink(papers.key)
+    connect(running, papers).close()
+    assert running.call(lambda e: e.tls_error) == f"key {papers.key}: No such file or directory"
+    shutil.copy(renewed.key, papers.key)
+    connect(running, renewed).close()
+
+
+def test_old_files_are_not_read_for_every_connection(running: Service, papers: Papers) -> None:
+    def loads() -> int:
+        connect(running, papers).close()
+        return int(running.call(lambda e: e.stats()["tls_loads"]))
+
+    until = time.monotonic() + WAIT
+    while loads() != loads():  # they are of this second
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    assert loads() == loads()
+
+
+def test_a_revocation_counts_from_the_next_connection_on(papers: Papers) -> None:
+    good, bad = papers.issue("client", name="good"), papers.issue("client", name="bad")
+    crl = papers.revoke(good[0])
+    with service(prepare=prepare(papers, mutual=True, crl=crl)) as strict:
+        with channel(strict, papers, bad) as one:
+            assert one.unary_unary("/test.Echo/Echo")(b"x", timeout=WAIT) == b"x"
+        assert papers.revoke(bad[0]) == crl
+        with channel(strict, papers, bad) as other, pytest.raises(grpc.RpcError):
+            other.unary_unary("/test.Echo/Echo")(b"x", timeout=WAIT)
+
+
+def test_a_certificate_that_signs_itself(tmp_path: Path) -> None:
+    certificate, key = edge.self_signed("IP:127.0.0.1,DNS:localhost", 365)
+    files = tmp_path / "own.pem", tmp_path / "own.key"
+    for file, text in zip(files, (certificate, key), strict=True):
+        file.write_bytes(text)
+    with service(prepare=lambda e: e.tls(*map(str, files)) is None) as own:
+        context = ssl.create_default_context(cafile=str(files[0]))
+        for name in ("127.0.0.1", "localhost"):
+            raw = socket.create_connection(("127.0.0.1", own.port), timeout=WAIT)
+            context.wrap_socket(raw, server_hostname=name).close()
+    found = x509.load_pem_x509_certificate(certificate)
+    assert timedelta(364) < found.not_valid_after_utc - datetime.now(UTC) <= timedelta(365)
+    assert edge.self_signed("IP:127.0.0.1", 1) != edge.self_signed("IP:127.0.0.1", 1)
+    with pytest.raises(TlsError, match="nonsense"):
+        edge.self_signed("nonsense", 1)
+
+
+def test_versions_and_ciphers_are_as_told(papers: Papers) -> None:
+    def agreed(
+        minimum: int, maximum: int, theirs: ssl.TLSVersion, ciphers: str | None = None
+    ) -> tuple[str, str] | None:
+        """Version and cipher for a client of one version, which would take any cipher; None: refused."""
+        wishes = {"ciphers": ciphers, "version_min": minimum, "version_max": maximum}
+        with service(prepare=lambda e: e.tls(papers.certificate, papers.key, **wishes) is None) as running:
+            context = ssl.create_default_context(cafile=papers.ca_file)
+            context.minimum_version = context.maximum_version = theirs
+            raw = socket.create_connection(("127.0.0.1", running.port), timeout=WAIT)
+            try:
+                with context.wrap_socket(raw, server_hostname="127.0.0.1") as secure:
+                    found = secure.cipher()
+                    assert found is not None
+                    return str(secure.version()), found[0]
+            except (ssl.SSLError, ConnectionError):
+                return None
+
+    two, three = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
+    one = "ECDHE-ECDSA-AES256-GCM-SHA384"
+    assert (agreed(13, 0, two), (agreed(13, 0, three) or "-")[0]) == (None, "TLSv1.3")
+    assert (agreed(12, 12, three), (agreed(12, 12, two) or "-")[0]) == (None, "TLSv1.2")
+    assert agreed(12, 0, two, one) == ("TLSv1.2", one)
+    assert agreed(12, 0, two, "ECDHE-RSA-AES128-GCM-SHA256") is None, "the certificate has another kind of key"
+    with pytest.raises(TlsError, match="NONSENSE"):
+        agreed(12, 0, two, "NONSENSE")
 
 
 def test_bad_files_are_named_and_change_nothing(running: Service, papers: Papers, tmp_path: Path) -> None:

@@ -221,7 +221,8 @@ class Cluster:
             found = {}
         if found.get("supervisor") != process.pid:  # of an earlier life
             found = {}
-        return {name: found.get(name, 0) for name in PROCESSES} | {"supervisor": process.pid}
+        pids = {name: pid for name, pid in found.items() if name != "run_dir"}
+        return dict.fromkeys(PROCESSES, 0) | pids | {"supervisor": process.pid}
 
     def pid(self, node: int, process: str) -> int:
         """The process id of one that runs, now or in a moment."""

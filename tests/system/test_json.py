@@ -55,8 +55,9 @@ def port_of(cluster: Cluster) -> int:
 
 
 @contextmanager
-def both(directory: Path) -> Iterator[tuple[int, int]]:
+def both(directory: Path, settings: dict[str, str] | None = None) -> Iterator[tuple[int, int]]:
     """The ports of a fresh kvorum and of a fresh etcd."""
+    settings = settings or {}
     block = PortBlock(200)
     client, peer = f"http://127.0.0.1:{block.base}", f"http://127.0.0.1:{block.base + 1}"
     options = {
@@ -67,11 +68,12 @@ def both(directory: Path) -> Iterator[tuple[int, int]]:
         "--initial-advertise-peer-urls": peer,
         "--initial-cluster": f"default={peer}",
         "--log-outputs": str(directory / "log"),
+        **{f"--{name}": text for name, text in settings.items()},
     }
     words = [word for pair in options.items() for word in pair]
     etcd = subprocess.Popen([str(BINARY), "--unsafe-no-fsync", *words], env=environment())
     try:
-        with Cluster(directory / "kvorum", nodes=1) as cluster:
+        with Cluster(directory / "kvorum", nodes=1, settings=settings) as cluster:
             ready(port_of(cluster))
             ready(block.base)
             yield port_of(cluster), block.base

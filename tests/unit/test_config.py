@@ -8,6 +8,7 @@ import pytest
 
 from cluster.config import REQUEST_BYTES_LIMIT, NodeConfig, cluster_id, member_id, resolve
 from cluster.settings import ConfigError
+from cluster.tls import Tls
 from kvorum import wire
 
 
@@ -71,6 +72,67 @@ def test_a_member_that_listens_everywhere_must_say_where_it_is() -> None:
     assert (config.listen_native, config.advertise_native) == ("tcp://0.0.0.0:2381", "tcp://db1.example:2381")
 
 
+CERTIFIED = {"listen-client-urls": "https://127.0.0.1:2379", "cert-file": "/c.pem", "key-file": "/c.key"}
+
+
+def test_tls_of_the_gateway(tmp_path: Path) -> None:
+    config = resolve({**CERTIFIED, "trusted-ca-file": "/ca.pem", "client-cert-auth": "true", "client-crl-file": "/crl"})
+    assert config.tls == Tls("/c.pem", "/c.key", "/ca.pem", "/crl", "", 12, 0, 0)
+    assert config.listen_client == ("tls://127.0.0.1:2379",)
+    assert config.advertise_client_urls == ("https://127.0.0.1:2379",), "what the member list shows"
+    config.save(str(tmp_path / "node.json"))
+    assert NodeConfig.load(str(tmp_path / "node.json")) == config
+    both = resolve({**CERTIFIED, "listen-client-urls": "https://127.0.0.1:2379,http://127.0.0.1:2378"})
+    assert both.advertise_client_urls == ("https://127.0.0.1:2379", "http://127.0.0.1:2378")
+    other = resolve({"advertise-client-urls": "https://db1.example:443"})
+    assert (other.tls, other.advertise_client_urls) == (None, ("https://db1.example:443",)), "somebody else does it"
+
+
+def test_files_are_found_wherever_the_node_stands() -> None:
+    tls = resolve({**CERTIFIED, "cert-file": "c.pem"}).tls
+    assert tls is not None
+    assert tls.certificate == str(Path.cwd() / "c.pem")
+
+
+def test_a_certificate_of_its_own() -> None:
+    """--cert-file goes before --auto-tls, as with etcd."""
+    automatic = {"listen-client-urls": "https://127.0.0.1:2379", "auto-tls": "true", "data-dir": "/d"}
+    made = Tls("/d/fixtures/client/cert.pem", "/d/fixtures/client/key.pem", "", "", "", 12, 0, 1)
+    assert resolve(automatic).tls == made
+    assert resolve({**automatic, "self-signed-cert-validity": "3"}).tls == made._replace(make_years=3)
+    assert resolve({**automatic, **CERTIFIED}).tls == resolve(CERTIFIED).tls
+
+
+@pytest.mark.parametrize(
+    ("chosen", "meant"),
+    [
+        ({}, ("", 12, 0)),
+        ({"tls-min-version": "TLS1.3", "tls-max-version": "TLS1.3"}, ("", 13, 13)),
+        ({"tls-min-version": "", "tls-max-version": "TLS1.2"}, ("", 0, 12)),
+        (
+            {"cipher-suites": "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, TLS_RSA_WITH_AES_256_CBC_SHA"},
+            ("ECDHE-RSA-AES128-GCM-SHA256:AES256-SHA", 12, 0),
+        ),
+        (
+            {"cipher-suites": "TLS_AES_128_GCM_SHA256,TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305"},
+            ("ECDHE-ECDSA-CHACHA20-POLY1305", 12, 0),
+        ),
+        ({"cipher-suites": "TLS_AES_128_GCM_SHA256"}, ("", 13, 0)),
+    ],
+)
+def test_versions_and_suites(chosen: dict[str, str], meant: tuple[str, int, int]) -> None:
+    """A list with none of TLS 1.2 leaves only TLS 1.3, whose suites nobody can choose (Go's crypto/tls)."""
+    tls = resolve({**CERTIFIED, **chosen}).tls
+    assert tls is not None
+    assert (tls.ciphers, tls.version_min, tls.version_max) == meant
+
+
+def test_names_of_the_gateways() -> None:
+    assert resolve({}).gateways == ("gateway",)
+    assert resolve({"gateway-processes": "3"}).gateways == ("gateway", "gateway-2", "gateway-3")
+    assert resolve({"gateway-processes": "3", "listen-client-urls": ""}).gateways == ()
+
+
 def test_the_largest_request_fits_into_a_batch() -> None:
     assert wire.BATCH_BYTES_MAX - (64 << 10) == REQUEST_BYTES_LIMIT
 
@@ -87,6 +149,7 @@ THREE = "a=http://h1:2380,b=http://h2:2380,c=http://h3:2380"
         ({"heartbeat-interval": "fast"}, "--heartbeat-interval 'fast': expected a whole number"),
         ({"max-txn-ops": "0"}, "--max-txn-ops 0: expected 1 to"),
         ({"max-request-bytes": str(8 << 20)}, "--max-request-bytes 8388608: expected 1 to"),
+        ({"gateway-processes": "0"}, "--gateway-processes 0: expected 1 to 64"),
         ({"log-level": "loud"}, "expected one of debug, info, warn, error"),
         ({"initial-cluster-state": "old"}, "expected one of new, existing"),
         ({"initial-cluster-token": ""}, "--initial-cluster-token: expected a text"),
@@ -105,7 +168,7 @@ THREE = "a=http://h1:2380,b=http://h2:2380,c=http://h3:2380"
         ({"name": "a", "initial-cluster": THREE + ",d=http://h3:2380"}, "gives tcp://h3:2380 to 'c' and to 'd'"),
         ({"initial-cluster": "http://h1:2380"}, "expected NAME=URL,NAME=URL"),
         ({"initial-cluster": "a=h1:2380"}, "expected http://HOST:PORT or tcp://HOST:PORT"),
-        ({"listen-peer-urls": "https://127.0.0.1:2380"}, "TLS is not part of this version"),
+        ({"listen-peer-urls": "https://127.0.0.1:2380"}, "TLS is for --listen-client-urls"),
         ({"listen-peer-urls": "http://127.0.0.1"}, "expected HOST:PORT"),
         ({"listen-peer-urls": "http://127.0.0.1:0"}, "'0' is no port"),
         ({"listen-peer-urls": "http://127.0.0.1:65536"}, "'65536' is no port"),
@@ -117,6 +180,29 @@ THREE = "a=http://h1:2380,b=http://h2:2380,c=http://h3:2380"
         ({"listen-native-url": "tcp://db1.example:2381"}, "expected an IP address or localhost to listen on"),
         ({"listen-native-url": "tcp://127.0.0.1:2380"}, "are the same address: tcp://127.0.0.1:2380"),
         ({"listen-metrics-urls": "http://localhost:2379"}, "are the same address"),
+        ({"listen-client-urls": "http://127.0.0.1:1,https://127.0.0.1:1"}, "are the same address"),
+        ({"listen-client-urls": "https://127.0.0.1:1"}, "--cert-file and --key-file, or --auto-tls, are needed"),
+        ({"cert-file": "/c", "key-file": "/k"}, "no URL of --listen-client-urls begins with https"),
+        ({"auto-tls": "true"}, "no URL of --listen-client-urls begins with https"),
+        ({**CERTIFIED, "key-file": ""}, "--cert-file and --key-file go together"),
+        ({**CERTIFIED, "client-cert-auth": "true"}, "--client-cert-auth needs --trusted-ca-file"),
+        ({**CERTIFIED, "client-crl-file": "/c"}, "--client-crl-file needs --trusted-ca-file"),
+        ({**CERTIFIED, "auto-tls": "perhaps"}, "--auto-tls 'perhaps': expected true or false"),
+        ({**CERTIFIED, "tls-min-version": "TLS1.1"}, "expected one of TLS1.2, TLS1.3"),
+        ({**CERTIFIED, "tls-min-version": "TLS1.3", "tls-max-version": "TLS1.2"}, "is above --tls-max-version"),
+        ({**CERTIFIED, "cipher-suites": "TLS_FOO"}, "--cipher-suites: 'TLS_FOO' is none of"),
+        (
+            {**CERTIFIED, "cipher-suites": "TLS_RSA_WITH_AES_128_CBC_SHA", "tls-min-version": "TLS1.3"},
+            "which --tls-min-version rules out",
+        ),
+        (
+            {**CERTIFIED, "cipher-suites": "TLS_AES_128_GCM_SHA256", "tls-max-version": "TLS1.2"},
+            "names none of TLS 1.2",
+        ),
+        (
+            {"listen-client-urls": "https://127.0.0.1:1", "auto-tls": "1", "self-signed-cert-validity": "0"},
+            "expected 1 to 100 years",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_the_reason(settings: dict[str, str], reason: str) -> None:

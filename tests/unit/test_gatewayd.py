@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
+from cluster.access import ALL, Access
 from cluster.gatewayd import LOST, OWN, Gateway, methods
 from cluster.internal import Tick
 from cluster.links import Answers, Lost, Streamed
@@ -86,10 +87,10 @@ class Link:
 
 
 class World:
-    def __init__(self) -> None:
+    def __init__(self, access: Access = ALL) -> None:
         self.front, self.link, board = Front(), Link(), GatewayBoard()
         board.open(None)
-        self.gateway = Gateway(self.front, self.link, board)
+        self.gateway = Gateway(self.front, self.link, board, access=access)
 
     def event(self, kind: int, id: int, *, method: int = 0, payload: bytes = b"", status: int = 0) -> None:
         self.front.batches.append(Batch(b"", 0, [(id, 0, 0, len(payload), 0, kind, method, status)], payload))
@@ -166,6 +167,64 @@ def test_whoever_requires_a_leader_is_told_when_there_is_none(world: World) -> N
     assert world.front.said == {CALL: [no_leader], CALL + 2: [no_leader]}
     world.event(edge.CALL, CALL + 4, method=Method.RANGE)
     assert world.link.apply[-1].id == CALL + 4, "who doesn't ask for one may read what is here"
+
+
+def ticks(world: World, count: int) -> None:
+    """So much time, in which apply says that there is no leader."""
+    for _ in range(count):
+        world.arrives(Tick())
+        for asked in [record for record in world.link.apply if record.method == Method.STATUS]:
+            world.link.apply.remove(asked)
+            world.applied(asked, pb.StatusResponse(leader=0).SerializeToString())
+
+
+def test_streams_that_need_a_leader_end_when_there_is_none_for_long(world: World) -> None:
+    """After three election timeouts, of ten ticks each; others live on, whatever kind they are of."""
+    observe = local("/v3electionpb.Election/Observe")
+    for more, flags in ((0, edge.HAS_LEADER), (100, 0)):
+        world.event(edge.BEGUN, CALL + more, method=Method.WATCH, status=flags)
+        world.event(edge.BEGUN, CALL + more + 2, method=Method.LEASE_KEEP_ALIVE, status=flags)
+        world.event(edge.CALL, CALL + more + 4, method=observe, status=flags)
+    world.event(edge.CALL, CALL + 6, method=local("/v3lockpb.Lock/Lock"), status=edge.HAS_LEADER)  # is no stream
+    ticks(world, 30)
+    assert world.front.said == {}
+    ticks(world, 1)
+    no_leader = [Said(edge.END, errors.NoLeader.code, errors.NoLeader.text.encode())]
+    assert world.front.said == {CALL: no_leader, CALL + 2: no_leader, CALL + 4: no_leader}
+    assert [record.id for record in world.link.watch if record.kind == Kind.STREAM_CLOSE] == [CALL]
+    world.event(edge.BEGUN, CALL + 200, method=Method.WATCH, status=edge.HAS_LEADER)
+    assert world.front.said.pop(CALL + 200) == no_leader, "and none begins"
+    ticks(world, 100)
+    assert len(world.front.said) == 3
+
+
+def test_a_short_time_without_a_leader_ends_nothing(world: World) -> None:
+    world.event(edge.BEGUN, CALL, method=Method.WATCH, status=edge.HAS_LEADER)
+    for _ in range(5):
+        ticks(world, 29)
+        world.arrives(Tick())
+        world.applied(world.link.apply.pop(), pb.StatusResponse(leader=7).SerializeToString())
+    assert world.front.said == {}
+
+
+def test_streams_that_have_ended_need_no_leader(world: World) -> None:
+    """Nothing is kept of them, however they end."""
+    for at in range(0, 12, 2):
+        method = Method.LEASE_KEEP_ALIVE if at % 4 else Method.WATCH
+        world.event(edge.BEGUN, CALL + at, method=method, status=edge.HAS_LEADER)
+    for at in (0, 2):
+        world.event(edge.CANCELLED, CALL + at, status=1)
+    world.arrives(Streamed(wire.encode(Method.WATCH, Kind.STREAM_CLOSE, 13, CALL + 4, b"why")))
+    world.event(edge.HALF_CLOSED, CALL + 6)
+    assert len(world.gateway.leadership) == 2
+    world.event(edge.CLOSED, CALL >> 32 << 32)
+    assert len(world.gateway.leadership) == 0
+
+
+def test_apply_is_asked_for_its_leader_once_at_a_time(world: World) -> None:
+    for _ in range(20):
+        world.arrives(Tick())
+    assert [record.method for record in world.link.apply] == [Method.STATUS]
 
 
 def test_a_watch_stream_is_a_stream_of_ours(world: World) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster import http1
+from cluster.access import Access
 from cluster.http1 import AHEAD_BYTES_MAX, HEAD_BYTES_MAX
 from cluster.internal import Tick
 from cluster.jsonway import PATHS, status_of
@@ -484,7 +485,7 @@ def test_a_watch_that_cannot_begin_is_an_error(world: World, client: Client) -> 
     client.post("/v3/watch", b'{"create_request":{"key":"Zm9v"}}')
     world.arrives(Lost("watch"))
     status, body = said(client.got())
-    assert (status, json.loads(body)["code"]) == (503, 14)
+    assert (status, json.loads(body)["error"]["code"]) == (503, 14)
 
 
 def test_mistakes_in_a_stream(world: World, client: Client) -> None:
@@ -592,7 +593,7 @@ def test_health_does_not_wait_for_ever(world: World, client: Client) -> None:
 
 
 def test_health_without_a_leader(world: World, client: Client) -> None:
-    world.gateway.has_leader = False
+    world.gateway.leadership.known = False
     client.get("/health")
     assert said(client.got()) == (503, b'{"health":"false","reason":"RAFT NO LEADER"}\n')
     client.get("/readyz")
@@ -618,3 +619,96 @@ def test_probes(world: World, client: Client) -> None:
 def test_no_metrics_port_no_metrics(client: Client) -> None:
     client.get("/metrics")
     assert said(client.got())[0] == 404
+
+
+def late(world: World, client: Client) -> bytes:
+    """How many ticks of 100 ms until it is answered, and what with."""
+    for _ in range(10):
+        world.arrives(Tick())
+    return client.got()
+
+
+def test_a_timeout_ends_a_call(world: World, client: Client) -> None:
+    client.post("/v3/kv/range", b"{}", "Grpc-Timeout: 250m\r\n")
+    call = world.link.apply[0]
+    for _ in range(3):
+        world.arrives(Tick())
+    assert client.got() == b""
+    world.arrives(Tick())
+    status, body = said(client.got())
+    assert (status, json.loads(body)["message"]) == (504, "context deadline exceeded")
+    world.applied(call, b"")
+    assert client.got() == b"", "nobody waits for it any more"
+    client.post("/v3/kv/range", b"{}", "Grpc-Timeout: 1S\r\n")
+    world.applied(world.link.apply[-1], b"")
+    assert said(client.got())[0] == 200
+    client.post("/v3/kv/range", b"[", "Grpc-Timeout: 1S\r\n")
+    assert said(client.got())[0] == 400
+    assert len(world.gateway.json.deadlines) == 0
+
+
+def test_a_timeout_ends_a_stream(world: World, client: Client) -> None:
+    client.post("/v3/watch", b'{"create_request":{"key":"Zm9v"}}', "Grpc-Timeout: 200m\r\n")
+    opened = world.link.watch[0].id
+    world.arrives(Streamed(wire.encode(Method.WATCH, Kind.STREAM_MESSAGE, 0, opened, b"\x18\x01")))
+    assert b'"created":true' in client.got()
+    end = late(world, client)
+    assert b'{"error":{"grpc_code":4,"http_code":504,"message":"context deadline exceeded"' in end
+    assert end.endswith(b"0\r\n\r\n")
+    assert world.link.watch[-1] == wire.Record(Method.WATCH, Kind.STREAM_CLOSE, 0, opened, b"")
+    client.post("/v3/watch", b'{"create_request":{"key":"Zm9v"}}', "Grpc-Timeout: 200m\r\n")
+    assert json.loads(said(late(world, client))[1])["error"]["grpc_code"] == 4
+    assert len(world.gateway.json.deadlines) == 0
+
+
+def test_a_timeout_of_somebody_who_has_gone_ends_nothing(world: World, client: Client) -> None:
+    client.post("/v3/lock/lock", b'{"name":"bA=="}', "Grpc-Timeout: 1S\r\n")
+    world.event(edge.CLOSED, client.id)
+    assert len(world.gateway.json.deadlines) == 0
+
+
+@pytest.mark.parametrize("text", ["x", "5", "S", "-", "1.5S", "1s", "1 S", "9" * 30 + "S", "+-1S", "-+1S"])
+def test_a_timeout_that_makes_no_sense(client: Client, text: str) -> None:
+    client.post("/v3/kv/range", b"{}", f"Grpc-Timeout: {text}\r\n")
+    status, body = said(client.got())
+    assert (status, json.loads(body)["message"]) == (400, f"invalid grpc-timeout: {text}")
+
+
+def test_a_timeout_that_is_over_and_none(world: World, client: Client) -> None:
+    client.post("/v3/kv/range", b"{}", "Grpc-Timeout: -1S\r\n")
+    assert said(client.got())[0] == 504
+    assert world.link.apply == []
+    for none in ("0n", "99999999H"):
+        client.post("/v3/kv/range", b"{}", f"Grpc-Timeout: {none}\r\n")
+        world.applied(world.link.apply.pop(), b"")
+        assert said(client.got())[0] == 200
+
+
+def test_origins_that_may_ask() -> None:
+    world = World(access=Access(origins=("http://a:1", "http://b")))
+    client = Client(world)
+    for origin, told in (("http://a:1", True), ("http://b", True), ("http://c", False), ("", False)):
+        client.post("/v3/nothing", b"", f"Origin: {origin}\r\n" if origin else "")
+        got = client.got()
+        assert (f"Access-Control-Allow-Origin: {origin}\r\n".encode() in got) == told
+        assert (b"Access-Control" in got) == told, "all of them or none"
+
+
+def test_names_by_which_it_may_be_asked() -> None:
+    """On every path; not over TLS."""
+    world = World(access=Access(hosts=("a", "::1")))
+    client = Client(world)
+    client.get("/version")
+    assert said(client.got())[0] == 200
+    for host, status in (("a:99", 200), ("[::1]:2379", 200), ("b", 421), ("b:2379", 421), ("A", 421), ("a.", 421)):
+        for path in ("/version", "/v3/kv/put", "/nothing"):
+            client.send(f"OPTIONS {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            got = client.got()
+            assert said(got)[0] == status, (host, path)
+    assert b'asked by the name "a."' in got
+    client.send(b"GET /version HTTP/1.0\r\n\r\n")
+    assert said(client.got())[0] == 421
+    secure = Client(world, CONNECTION + (1 << 32))
+    world.event(edge.OPENED, secure.id, method=1, status=edge.HTTP1)
+    secure.send(b"GET /version HTTP/1.1\r\nHost: b\r\n\r\n")
+    assert said(secure.got())[0] == 200

@@ -81,6 +81,6 @@ def test_the_sample_file_shows_every_setting_with_its_default() -> None:
     )
     assert list(shown) == [setting.name for setting in SETTINGS]
     for name, value in shown.items():
-        text = ",".join(value) if isinstance(value, list) else str(value)
+        text = ",".join(value) if isinstance(value, list) else str(value).lower() if value is False else str(value)
         assert text == BY_NAME[name].default, name
     assert gather({"config-file": str(ROOT / "ops/kvorum.toml")}, {}) == {}, "as shipped it sets nothing"

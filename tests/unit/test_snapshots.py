@@ -11,7 +11,7 @@ import pytest
 from google.protobuf.message import Message
 
 from cluster import version
-from cluster.proposals import Caller
+from cluster.callers import Caller
 from cluster.snapshotcalls import BLOB_BYTES, HOLD_TICKS, SnapshotCalls
 from cluster.snapshots import (
     BUSY,
