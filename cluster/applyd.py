@@ -64,6 +64,7 @@ from cluster.node import Node
 from cluster.outbox import Outbox
 from cluster.process import Process, exit_for
 from cluster.proposals import Proposals
+from cluster.quota import Quota
 from cluster.reads import Read, Reads
 from cluster.requests import parsed
 from cluster.snapshots import NO_ROOM, Export, Snapshots
@@ -86,9 +87,6 @@ BACKLOG_ENTRIES_MAX = 5000
 REPORT_BYTES = 1 << 20
 READS_MAX = 100_000
 READS_BYTES_MAX = 64 << 20
-DISK_RESERVE_BYTES = 64 << 20
-"""With less room than this on the store's disk, requests that take space are refused while nothing is wrong yet: what
-was accepted must still be flushed, and a compaction or a deletion must still be possible."""
 FLUSH_ROOM_BYTES = 40 << 20
 """A flush is put off while there is less than this, which all memtables fit into: a failed one ends the process."""
 SCANS_PER_TURN = 4
@@ -145,15 +143,14 @@ class Applyd:
         disk_free_bytes: Callable[[], int] = lambda: 1 << 62,
         export: Callable[[int], Export] = _no_exports,
     ) -> None:
-        self._disk_free_bytes = disk_free_bytes
-        self._disk_room = disk_free_bytes() - DISK_RESERVE_BYTES
         self.keyspace, self.link, self.node, self.board = keyspace, link, node, board
-        self.epoch, self.limits, self._quota_bytes = epoch, limits, quota_bytes
+        self.epoch, self.limits = epoch, limits
         self.election_ticks, self._timeout_ticks = election_ticks, timeout_ticks
         self.feed = Feed(keyspace, link.to_watch, first_session=epoch << 32)
         self._session = 0  # 0: not attached to raft
         self.status = Status(0, 0, 0, 0)
         self.ticks = 0
+        self._quota = Quota(self, quota_bytes, disk_free_bytes, timeout_ticks)
         # This wake-up's harvest.
         self._frames: list[tuple[bytes, list[Caller]]] = []
         # What is under way.
@@ -292,6 +289,10 @@ class Applyd:
     def member_id(self) -> int:
         return self.node.member_id
 
+    @property
+    def store_bytes(self) -> int:
+        return self.node.store_bytes
+
     def to_raft(self, message: Message) -> None:
         self.link.to_raft(message)
 
@@ -321,7 +322,8 @@ class Applyd:
         began = time.perf_counter()
         changes = turn.commit()
         self._landlord.changed(turn.leases, own[-1][0] if own else 0)
-        self._count(len(committed), changes, time.perf_counter() - began)
+        puts = self._count(len(committed), changes, time.perf_counter() - began)
+        self._quota.changed(0 if self._reads.fresh else puts)  # what is old has raised what it had to, perhaps long ago
         hit("applyAfterCommit")
         if self.keyspace.compacted != compacted:
             self._sweeping = True
@@ -338,7 +340,8 @@ class Applyd:
         if self._unreported > REPORT_BYTES and self._session:
             self._report()
 
-    def _count(self, entries: int, changes: Sequence[Change], seconds: float) -> None:
+    def _count(self, entries: int, changes: Sequence[Change], seconds: float) -> int:
+        """Returns how many puts there were."""
         board = self.board
         deleted = sum(change.event[0] == _TYPE_TAG for change in changes)
         board.puts.add(len(changes) - deleted)
@@ -347,6 +350,7 @@ class Applyd:
         board.backend_commit_seconds.observe(seconds)
         if seconds > SLOW_SECONDS:
             board.slow_applies.add()
+        return len(changes) - deleted
 
     def _report(self) -> None:
         """Make room in raft's window, and give a sign of life. Not for every batch: it would wake raft each time."""
@@ -380,7 +384,7 @@ class Applyd:
                 at = numbers[at + 2]
         if len(callers) > wire.BATCH_RECORDS_MAX or self._overloaded:
             return False
-        if self._room() < len(frame) + 256 * plain.LIST_MAX * len(callers):
+        if self._quota.room() < len(frame) + 256 * plain.LIST_MAX * len(callers):
             return False
         if callers:
             self._frames.append((frame, callers))
@@ -431,7 +435,8 @@ class Applyd:
             raise errors.Unimplemented(f"unknown method {method}")
         path = admit(method, payload, self.limits)
         if path is Path.WRITE:
-            self._guard(method, payload)
+            if not self._guard(caller, payload):
+                return None
             return self._landlord.settled(payload) if method == Method.LEASE_GRANT else payload
         if len(payload) > self.limits.max_request_bytes:
             raise errors.RequestTooLarge
@@ -446,26 +451,20 @@ class Applyd:
         else:
             self._reads.add(Read(caller, payload, self.ticks), serializable=serializable)
 
-    def _guard(self, method: int, payload: bytes) -> None:
+    def _guard(self, caller: Caller, payload: bytes) -> bool:
+        """Whether a write may be proposed now; if not, and nothing is raised, its caller is told when it is time."""
         if self._overloaded:
             self.board.refused.add()
             raise errors.TooManyRequests
-        room = self._room()
-        if room < len(payload) + 256 * self.limits.max_txn_ops:  # close enough to look at what it costs
-            growth = cost(method, payload)
-            if growth and growth > room:
-                raise errors.NoSpace
+        if self._quota.room() >= len(payload) + 256 * self.limits.max_txn_ops:
+            return True
+        growth = cost(caller.method, payload)  # close enough to look at it
+        return not growth or self._quota.admits(caller, growth)
 
     @property
     def _overloaded(self) -> bool:
         backlog = self.status.commit - self.keyspace.applied[0]
         return self._proposals.bytes > PENDING_BYTES_MAX or backlog > BACKLOG_ENTRIES_MAX
-
-    def _room(self) -> int:
-        """How many bytes requests may still add to the store."""
-        if self._quota_bytes:
-            return min(self._disk_room, self._quota_bytes - self.node.store_bytes)
-        return self._disk_room
 
     # ---- writes
 
@@ -581,7 +580,8 @@ class Applyd:
         self.reply(caller, Result(0, self.keyspace.revision, reply.SerializeToString()))
 
     def _tell_status(self, caller: Caller, payload: bytes) -> None:
-        reply = self.node.status(self.status, self.keyspace.applied[0], self._quota_bytes)
+        alarms = self.keyspace.alarms.listed()
+        reply = self.node.status(self.status, self.keyspace.applied[0], self._quota.quota_bytes, alarms)
         self.reply(caller, Result(0, self.keyspace.revision, reply.SerializeToString()))
 
     def _member_list(self, caller: Caller, payload: bytes) -> None:
@@ -663,7 +663,6 @@ class Applyd:
 
     def _measure(self) -> None:
         board, keyspace = self.board, self.keyspace
-        self._disk_room = self._disk_free_bytes() - DISK_RESERVE_BYTES
         if not self._may_flush:
             self._snapshots.give_up(NO_ROOM)
         size = self.node.store_bytes = keyspace.engine.size_bytes()
@@ -674,6 +673,9 @@ class Applyd:
         board.durable_index.set(self._durable())
         board.revision.set(keyspace.revision)
         board.compact_revision.set(keyspace.compacted)
+        for alarm in board.alarms:
+            board.alarms[alarm].set(float(alarm in keyspace.alarms.raised))
+        self._quota.tick()
 
     def _expire(self) -> None:
         """Tell those whose time is up what is known of their request."""
@@ -718,7 +720,7 @@ class Applyd:
 
     @property
     def _may_flush(self) -> bool:
-        return self._disk_room + DISK_RESERVE_BYTES >= FLUSH_ROOM_BYTES
+        return self._quota.disk_free_bytes >= FLUSH_ROOM_BYTES
 
     def _begin_flush(self, index: int) -> None:
         self._flush_from, self._flush_tick = index, self.ticks
@@ -765,7 +767,7 @@ def main(argv: Sequence[str]) -> int:
     """Of (NODE_JSON, EPOCH), as cluster/part.py calls it. Returns the exit code."""
     process = Process("apply")
     config, epoch = NodeConfig.load(argv[0]), int(argv[1])
-    board = ApplyBoard()
+    board = ApplyBoard([member.id for member in config.members])
     board.open(f"{metrics.directory(config.run_dir)}/apply")
     try:
         engine = RocksEngine(FilePath(config.store_dir))

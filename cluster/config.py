@@ -28,6 +28,8 @@ from cluster.tls import Tls
 
 QUOTA_BYTES = 2 << 30
 """What quota-backend-bytes = 0 means."""
+QUOTA_BYTES_MAX = 8 << 30
+"""More is allowed, with a warning: etcd's suggestion, and nobody has tried more here."""
 REQUEST_BYTES_LIMIT = (8 << 20) - (64 << 10)
 """The most that max-request-bytes may be: a request must fit into a batch (kvorum.wire) with room to spare."""
 ELECTION_MS_MAX = 50_000

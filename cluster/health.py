@@ -5,8 +5,8 @@
     each connection  ──▶ a thread: head of the request, bounded in bytes and seconds; one answer; closed
 
 /health asks the question that matters: it makes a linearizable read through the node's own client port, as a client
-would. So it says "true" only if this node has a leader, can reach a quorum, and applies what is committed (etcd's
-meaning).
+would. So it says "true" only if this node has a leader, can reach a quorum, and applies what is committed, and if no
+alarm stands (etcd's meaning).
 
 The numbers come from the boards of the processes (cluster.metrics), from /proc, and from the supervisor itself. Nothing
 here can stop the node: strangers are kept within bounds by cluster.web, and a page that fails is logged.
@@ -19,7 +19,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -72,7 +72,7 @@ class Server:
         if name == "/metrics":
             return 200, "text/plain; version=0.0.4; charset=utf-8", self.metrics_text()
         if name == "/health":
-            return self._health(serializable=query.get("serializable", [""])[-1] == "true")
+            return self._health(query.get("exclude", []), serializable=query.get("serializable", [""])[-1] == "true")
         if name == "/version":
             return 200, "application/json", VERSION_TEXT
         checks = probe_checks(name, query)
@@ -80,9 +80,12 @@ class Server:
             return self._probe(checks, verbose="verbose" in query)
         return 404, "text/plain; charset=utf-8", b"404 page not found\n"
 
-    def _health(self, *, serializable: bool) -> tuple[int, str, bytes]:
-        reason = "" if serializable or self._has_leader() else "RAFT NO LEADER"
-        if not reason and (failure := self.read(serializable=serializable)):
+    def _health(self, exclude: Sequence[str], *, serializable: bool) -> tuple[int, str, bytes]:
+        failure, types = self.alarms()
+        reason = alarm_reason([type for type in types if type not in exclude])
+        if not (reason or serializable or self._has_leader()):
+            reason = "RAFT NO LEADER"
+        if not reason and (failure := failure or self.read(serializable=serializable)):
             reason = f"RANGE ERROR:{failure}"
         with self._lock:
             self.checks["false" if reason else "true"] += 1
@@ -96,30 +99,44 @@ class Server:
         cells = board.read(os.path.join(metrics.directory(self.config.run_dir), "raft"))
         return cells is not None and any(s.name == "etcd_server_has_leader" and cells[s.at] for s in board.series)
 
+    def alarms(self) -> tuple[str, list[str]]:
+        """Why the alarms could not be told, "" if they could; and the types of those that stand."""
+        from kvorum import etcd_pb2, wire
+
+        failure, answer = self._ask(wire.Method.STATUS, b"")
+        return failure, [] if failure else alarm_types(etcd_pb2.StatusResponse.FromString(answer).errors)
+
     def read(self, *, serializable: bool) -> str:
         """Read a key through the client port. Returns why that failed, "" if it didn't."""
+        from kvorum import etcd_pb2, wire
+
+        request = etcd_pb2.RangeRequest(key=b"health", serializable=serializable).SerializeToString()
+        return self._ask(wire.Method.RANGE, request)[0]
+
+    def _ask(self, method: int, request: bytes) -> tuple[str, bytes]:
+        """Why a call through the client port failed, "" if it didn't; and its answer."""
         import zmq
 
         from cluster import sockets
-        from kvorum import etcd_pb2, wire
+        from kvorum import wire
 
         with self._lock:
             if self._context is None:
                 self._context = zmq.Context()
-        request = etcd_pb2.RangeRequest(key=b"health", serializable=serializable).SerializeToString()
         asker = sockets.client_caller(self._context, self.config.listen_native)
         try:
             deadline = time.monotonic() + CHECK_SECONDS_MAX
             if not asker.poll(int(CHECK_SECONDS_MAX * 1000), zmq.POLLOUT):
-                return "context deadline exceeded"
-            asker.send(wire.encode(wire.Method.RANGE, wire.Kind.CALL, 0, 1, request), zmq.NOBLOCK)
+                return "context deadline exceeded", b""
+            asker.send(wire.encode(method, wire.Kind.CALL, 0, 1, request), zmq.NOBLOCK)
             while asker.poll(max(0, int((deadline - time.monotonic()) * 1000))):
                 for record in wire.decode(asker.recv(zmq.NOBLOCK)):
                     if record.kind == wire.Kind.REPLY and record.id == 1:
-                        return record.payload.decode(errors="replace") if record.status else ""
-            return "context deadline exceeded"
+                        failure = record.payload.decode(errors="replace") if record.status else ""
+                        return failure, record.payload
+            return "context deadline exceeded", b""
         except (zmq.ZMQError, wire.MalformedBatch) as error:
-            return str(error)
+            return str(error), b""
         finally:
             asker.close(linger=0)
 
@@ -141,8 +158,9 @@ class Server:
         from prometheus_client.core import Metric
 
         families: dict[str, Metric] = {}
-        peers = [peer.id for peer in self.config.peers]
-        for process, board in metrics.boards(peers, self.config.gateways).items():
+        config = self.config
+        ids = [peer.id for peer in config.peers], [member.id for member in config.members]
+        for process, board in metrics.boards(*ids, config.gateways).items():
             cells = board.read(os.path.join(metrics.directory(self.config.run_dir), process))
             for name, kind, help, labels, bounds, at in board.series:
                 base = name.removesuffix("_total") if kind == "counter" else name
@@ -215,6 +233,21 @@ def health_page(reason: str) -> tuple[int, str, bytes]:
     return (503, "text/plain; charset=utf-8", body + b"\n") if reason else (200, "application/json", body)
 
 
+def alarm_types(errors: Iterable[str]) -> list[str]:
+    """The types of the alarms among StatusResponse.errors."""
+    return [text.partition("alarm:")[2].strip() for text in errors if "alarm:" in text]
+
+
+def alarm_reason(types: Sequence[str]) -> str:
+    """What /health says when these alarms stand, "" if none does."""
+    return f"ALARM {types[0] if types[0] in ('NOSPACE', 'CORRUPT') else 'UNKNOWN'}" if types else ""
+
+
+def corruption(failure: str, types: Sequence[str]) -> str:
+    """What the probe data_corruption fails with when these alarms stand, "" if it doesn't."""
+    return failure or ("alarm activated: CORRUPT" if "CORRUPT" in types else "")
+
+
 def probe_checks(name: str, query: Mapping[str, list[str]]) -> list[str] | None:
     """What is to be checked for a path and query. None: that is no probe."""
     for probe, checks in PROBES.items():
@@ -234,6 +267,7 @@ def probe_page(failures: Mapping[str, str], *, verbose: bool) -> tuple[int, str,
 
 
 _CHECKS: dict[str, Callable[[Server], str]] = {
+    "data_corruption": lambda server: corruption(*server.alarms()),
     "serializable_read": lambda server: server.read(serializable=True),
     "linearizable_read": lambda server: (
         server.read(serializable=False)
@@ -243,8 +277,11 @@ _CHECKS: dict[str, Callable[[Server], str]] = {
 }
 """What a probe can look at: why it failed, "" if it didn't."""
 
-PROBES = {"/livez": ("serializable_read",), "/readyz": ("serializable_read", "linearizable_read")}
-"""The probes and what they check. etcd's data_corruption and non_learner come with what they would look at."""
+PROBES = {
+    "/livez": ("serializable_read",),
+    "/readyz": ("data_corruption", "serializable_read", "linearizable_read"),
+}
+"""The probes and what they check. etcd's non_learner comes with what it would look at."""
 
 VERSION = {
     "etcdserver": version.ETCD,

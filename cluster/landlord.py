@@ -93,6 +93,7 @@ class Landlord:
         self._confirmations = 0
         self._asked_to_lead = (0, 0)  # term, tick
         self._resetting: dict[int, float] = {}  # since when, by id
+        self._held_up = False  # an alarm kept leases from ending, perhaps some whose end was decided
         self._under_way: dict[int, list[int]] = {}  # the leases to be ended or reset, by the entry's number
 
     # ---- the turn
@@ -116,7 +117,7 @@ class Landlord:
     @property
     def busy(self) -> bool:
         """There is more to do than waits for a message or a tick."""
-        return self._lessor.busy
+        return self._lessor.busy and not self._host.keyspace.alarms.corrupt
 
     def tick(self, limit: int) -> None:
         """`limit`: the calls that arrived at or before that tick have waited long enough."""
@@ -164,6 +165,12 @@ class Landlord:
             board.leases_granted.add(len(changes.granted) - ended)
 
     def _expire(self) -> None:
+        if self._host.keyspace.alarms.corrupt:  # the log would refuse it, again and again
+            self._held_up = True
+            return
+        if self._held_up:
+            self._held_up = False
+            self._lessor.undecided()
         ended = self._lessor.advance(self._clock())
         if ended:
             host = self._host

@@ -208,9 +208,10 @@ class Lessor:
             self._expiring[id] = _Decided(now, self._expiring[id].work)
         return again, work
 
-    def undecided(self, ids: Sequence[int]) -> None:
-        """The end of these leases, if it was decided, is surely not under way: decide again at once."""
-        for id in ids:
+    def undecided(self, ids: Sequence[int] | None = None) -> None:
+        """The end of these leases (None: of all), if it was decided, is not under way any more: decide again at once.
+        Should it be, after all, the second time does nothing."""
+        for id in list(self._expiring) if ids is None else ids:
             if id in self._expiring:
                 self._expiring[id] = self._expiring[id]._replace(since=float("-inf"))
 

@@ -66,12 +66,6 @@ def _missing(what: str) -> Answer:
     return _refused(f"kvorum: {what}", Code.UNIMPLEMENTED)
 
 
-def _alarm(gateway: Gateway, id: int, request: pb.AlarmRequest) -> None:
-    if request.action == pb.AlarmRequest.ACTIVATE and request.alarm != pb.NONE:
-        raise errors.Refused("kvorum: alarms are not kept yet", Code.UNIMPLEMENTED)
-    _with_header(lambda header: pb.AlarmResponse(header=header))(gateway, id, request)
-
-
 def _health(gateway: Gateway, id: int, request: pb.HealthCheckRequest) -> None:
     if request.service:
         raise errors.Refused("unknown service", Code.NOT_FOUND)
@@ -93,7 +87,6 @@ _NO_USERS = _missing("users and roles are not there yet")
 _header_only = _with_header(lambda header: pb.HeaderResponse(header=header))
 
 _TABLE: list[tuple[str, type[Message], Answer]] = [
-    ("/etcdserverpb.Maintenance/Alarm", pb.AlarmRequest, _alarm),
     ("/etcdserverpb.Maintenance/Defragment", _EMPTY, _same(pb.DefragmentResponse())),
     ("/etcdserverpb.Maintenance/Snapshot", pb.SnapshotRequest, _snapshot),
     ("/etcdserverpb.Maintenance/Downgrade", _EMPTY, _missing("there is nothing to downgrade to")),

@@ -231,10 +231,19 @@ class RaftBoard(Board):
 
 
 class ApplyBoard(Board):
-    """What the apply process knows."""
+    """What the apply process knows. `members` are the ids of all of them, in any order."""
 
-    def __init__(self) -> None:
+    def __init__(self, members: Sequence[int] = ()) -> None:
         super().__init__()
+        self.alarms = {
+            (type, member): self.gauge(
+                "etcd_debugging_server_alarms",
+                "1 if this alarm of a member stands.",
+                (("server_id", f"{member:x}"), ("alarm_type", name)),
+            )
+            for member in sorted(members)
+            for type, name in ((1, "NOSPACE"), (2, "CORRUPT"))
+        }
         self.proposals_applied = self.gauge("etcd_server_proposals_applied_total", "Index of the last applied entry.")
         self.proposals_pending = self.gauge("etcd_server_proposals_pending", "Proposals that await their commit.")
         self.durable_index = self.gauge("kvorum_apply_durable_index", "Last applied entry that the store has flushed.")
@@ -307,7 +316,9 @@ def directory(run_dir: str) -> str:
     return os.path.join(run_dir, "metrics")
 
 
-def boards(peers: Sequence[int] = (), gateways: Sequence[str] = ("gateway",)) -> dict[str, Board]:
+def boards(
+    peers: Sequence[int] = (), members: Sequence[int] = (), gateways: Sequence[str] = ("gateway",)
+) -> dict[str, Board]:
     """A fresh board of every process, by its name, for reading."""
-    others = {"raft": RaftBoard(peers), "apply": ApplyBoard(), "watch": WatchBoard()}
+    others = {"raft": RaftBoard(peers), "apply": ApplyBoard(members), "watch": WatchBoard()}
     return others | {name: GatewayBoard(name) for name in gateways}

@@ -63,7 +63,9 @@ class Node:
             request_bytes_max=request_bytes_max,
         )
 
-    def status(self, status: Status, applied: int, quota_bytes: int) -> pb.StatusResponse:
+    def status(
+        self, status: Status, applied: int, quota_bytes: int, alarms: Sequence[pb.AlarmMember]
+    ) -> pb.StatusResponse:
         """etcd's Maintenance.Status. dbSize is never 0: etcdctl divides by it."""
         size = max(self.store_bytes, 1)
         return pb.StatusResponse(
@@ -73,9 +75,19 @@ class Node:
             raftIndex=max(status.commit, applied),
             raftTerm=status.term,
             raftAppliedIndex=applied,
-            errors=[] if status.leader else [errors.NoLeader.text],
+            errors=[*([] if status.leader else [errors.NoLeader.text]), *map(alarm_text, alarms)],
             dbSizeInUse=size,
             storageVersion=version.ETCD,
             dbSizeQuota=quota_bytes,
             downgradeInfo=pb.DowngradeInfo(),
         )
+
+
+def alarm_text(alarm: pb.AlarmMember) -> str:
+    """As etcd says it in Status.errors, with the blank at the end: protobuf's text form."""
+    member = f"memberID:{alarm.memberID} " if alarm.memberID else ""
+    return f"{member}alarm:{alarm_name(alarm.alarm)} "
+
+
+def alarm_name(type: int) -> str:
+    return pb.AlarmType.Name(type) if type in pb.AlarmType.values() else str(type)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import http.client
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import Empty, Full, Queue, SimpleQueue
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
+
+from google.protobuf.message import Message
 
 from cluster import health
 from cluster.http1 import JSON, TEXT, Exchange
@@ -57,12 +59,9 @@ class Pages:
             serializable = query.get("serializable", [""])[-1] == "true"
             if method != "GET":
                 _give(exchange, _NOT_ALLOWED)
-            elif not serializable and not self._gateway.has_leader:
-                _give(exchange, health.health_page("RAFT NO LEADER"))
             else:
-                self._read(
-                    serializable,
-                    lambda why: _give(exchange, health.health_page(f"RANGE ERROR:{why}" if why else "")),
+                self._alarms(
+                    lambda why, types: self._health(exchange, why, types, query.get("exclude", []), serializable)
                 )
         elif (checks := health.probe_checks(path, query)) is not None:
             if method == "GET":
@@ -71,6 +70,22 @@ class Pages:
                 _give(exchange, _NOT_ALLOWED)
         else:
             _give(exchange, _NOT_FOUND)
+
+    def _health(
+        self, exchange: Exchange, why: str, types: Sequence[str], exclude: Sequence[str], serializable: bool
+    ) -> None:
+        """What is wrong, in etcd's order: an alarm, no leader, a read that fails."""
+        reason = health.alarm_reason([type for type in types if type not in exclude])
+        if reason:
+            _give(exchange, health.health_page(reason))
+        elif not serializable and not self._gateway.has_leader:
+            _give(exchange, health.health_page("RAFT NO LEADER"))
+        elif why:
+            _give(exchange, health.health_page(f"RANGE ERROR:{why}"))
+        else:
+            self._read(
+                serializable, lambda why: _give(exchange, health.health_page(f"RANGE ERROR:{why}" if why else ""))
+            )
 
     def _probe(self, checks: list[str], verbose: bool, exchange: Exchange) -> None:
         failures: dict[str, str] = {}
@@ -81,7 +96,9 @@ class Pages:
                 _give(exchange, health.probe_page({name: failures[name] for name in checks}, verbose=verbose))
 
         for check in checks:
-            if check == "linearizable_read" and not self._gateway.has_leader:
+            if check == "data_corruption":
+                self._alarms(lambda why, types, check=check: told(check, health.corruption(why, types)))  # type: ignore[misc]
+            elif check == "linearizable_read" and not self._gateway.has_leader:
                 told(check, "etcdserver: no leader")
             else:
                 self._read(check == "serializable_read", lambda why, check=check: told(check, why))  # type: ignore[misc]
@@ -90,15 +107,26 @@ class Pages:
 
     def _read(self, serializable: bool, then: Callable[[str], None]) -> None:
         """Read a key through apply, and say why that failed, "" if it didn't."""
+        self._ask(Method.RANGE, pb.RangeRequest(key=b"health", serializable=serializable), lambda why, _: then(why))
+
+    def _alarms(self, then: Callable[[str, list[str]], None]) -> None:
+        """Say why the alarms could not be told, "" if they could, and the types of those that stand."""
+
+        def answered(why: str, payload: bytes) -> None:
+            then(why, [] if why else health.alarm_types(pb.StatusResponse.FromString(payload).errors))
+
+        self._ask(Method.STATUS, pb.StatusRequest(), answered)
+
+    def _ask(self, method: int, request: Message, then: Callable[[str, bytes], None]) -> None:
         self._last += 1
         number = self._last
-        self._late[number] = (self._ticks + self._patience, then)
+        self._late[number] = (self._ticks + self._patience, lambda why: then(why, b""))
 
         def answered(status: int, payload: bytes) -> None:
             if self._late.pop(number, None):
-                then(payload.decode("utf-8", "replace") if status else "")
+                then(payload.decode("utf-8", "replace") if status else "", payload)
 
-        self._gateway.ask(Method.RANGE, pb.RangeRequest(key=b"health", serializable=serializable), answered)
+        self._gateway.ask(method, request, answered)
 
     def tick(self) -> None:
         self._metrics.collect()

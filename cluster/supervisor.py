@@ -23,7 +23,7 @@ import time
 from collections.abc import Mapping
 
 from cluster import log, metrics
-from cluster.config import NodeConfig
+from cluster.config import QUOTA_BYTES_MAX, NodeConfig
 from cluster.datadir import DataDir, Refused
 from cluster.exits import FINAL, Exit, describe
 from cluster.health import Server
@@ -48,6 +48,9 @@ PREDECESSOR_SECONDS_MAX = 10.0
 def run(config: NodeConfig, environment: Mapping[str, str]) -> int:
     """Run the node until SIGTERM, SIGINT or a final exit code. Returns the process's exit code."""
     log.setup(config.name, config.log_level)
+    if config.quota_backend_bytes > QUOTA_BYTES_MAX:
+        quota = config.quota_backend_bytes
+        log.warn(f"--quota-backend-bytes={quota} exceeds the suggested maximum of {QUOTA_BYTES_MAX} bytes")
     try:
         data = DataDir.open(config)
     except Refused as refused:
@@ -77,7 +80,8 @@ class Supervisor:
         self._node_json = os.path.join(config.run_dir, "node.json")
         config.save(self._node_json)
         self._environment = {**environment, "KVORUM_NAME": config.name, "KVORUM_LOG_LEVEL": config.log_level}
-        self._boards = metrics.boards([peer.id for peer in config.peers], config.gateways)
+        ids = [peer.id for peer in config.peers], [member.id for member in config.members]
+        self._boards = metrics.boards(*ids, config.gateways)
         self._children = [name for name in CHILDREN if name != "gateway"] + list(config.gateways)
         self.keeper = Keeper(self._children, self._spawn, self._verdict, self._changed)
 

@@ -193,6 +193,11 @@ class Client:
     status_response = _verb(verbs.status_response)
     members = _verb(verbs.members)
     member_list = _verb(verbs.member_list)
+    alarm_response = _verb(verbs.alarm_response)
+    list_alarms = _verb(verbs.list_alarms)
+    create_alarm = _verb(verbs.create_alarm)
+    disarm_alarm = _verb(verbs.disarm_alarm)
+    hash_kv = _verb(verbs.hash_kv)
     move_leader = _verb(verbs.move_leader)
     hello = _verb(verbs.hello)
 

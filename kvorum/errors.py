@@ -143,6 +143,12 @@ class VersionMismatch(Refused):
     code, text = Code.FAILED_PRECONDITION, "kvorum: protocol version not supported"
 
 
+class Corrupt(Refused):
+    """An alarm stands: members hold different things, and nothing is written until somebody has looked."""
+
+    code, text = Code.DATA_LOSS, "etcdserver: corrupt cluster"
+
+
 class NoSpace(Unavailable):
     code, text = Code.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded"
 

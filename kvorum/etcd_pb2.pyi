@@ -121,6 +121,12 @@ class RangeResponse(_message.Message):
     count: int
     def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., kvs: _Optional[_Iterable[_Union[KeyValue, _Mapping]]] = ..., more: bool = ..., count: _Optional[int] = ...) -> None: ...
 
+class RangeStreamResponse(_message.Message):
+    __slots__ = ("range_response",)
+    RANGE_RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    range_response: RangeResponse
+    def __init__(self, range_response: _Optional[_Union[RangeResponse, _Mapping]] = ...) -> None: ...
+
 class PutRequest(_message.Message):
     __slots__ = ("key", "value", "lease", "prev_kv", "ignore_value", "ignore_lease")
     KEY_FIELD_NUMBER: _ClassVar[int]
@@ -571,6 +577,40 @@ class MoveLeaderResponse(_message.Message):
     header: ResponseHeader
     def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ...) -> None: ...
 
+class AlarmRequest(_message.Message):
+    __slots__ = ("action", "memberID", "alarm")
+    class AlarmAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        GET: _ClassVar[AlarmRequest.AlarmAction]
+        ACTIVATE: _ClassVar[AlarmRequest.AlarmAction]
+        DEACTIVATE: _ClassVar[AlarmRequest.AlarmAction]
+    GET: AlarmRequest.AlarmAction
+    ACTIVATE: AlarmRequest.AlarmAction
+    DEACTIVATE: AlarmRequest.AlarmAction
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    MEMBERID_FIELD_NUMBER: _ClassVar[int]
+    ALARM_FIELD_NUMBER: _ClassVar[int]
+    action: AlarmRequest.AlarmAction
+    memberID: int
+    alarm: AlarmType
+    def __init__(self, action: _Optional[_Union[AlarmRequest.AlarmAction, str]] = ..., memberID: _Optional[int] = ..., alarm: _Optional[_Union[AlarmType, str]] = ...) -> None: ...
+
+class AlarmMember(_message.Message):
+    __slots__ = ("memberID", "alarm")
+    MEMBERID_FIELD_NUMBER: _ClassVar[int]
+    ALARM_FIELD_NUMBER: _ClassVar[int]
+    memberID: int
+    alarm: AlarmType
+    def __init__(self, memberID: _Optional[int] = ..., alarm: _Optional[_Union[AlarmType, str]] = ...) -> None: ...
+
+class AlarmResponse(_message.Message):
+    __slots__ = ("header", "alarms")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    ALARMS_FIELD_NUMBER: _ClassVar[int]
+    header: ResponseHeader
+    alarms: _containers.RepeatedCompositeFieldContainer[AlarmMember]
+    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., alarms: _Optional[_Iterable[_Union[AlarmMember, _Mapping]]] = ...) -> None: ...
+
 class HelloRequest(_message.Message):
     __slots__ = ("protocol", "client")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
@@ -640,40 +680,6 @@ class LeaseCheckpoints(_message.Message):
     checkpoints: _containers.RepeatedCompositeFieldContainer[LeaseCheckpoint]
     applied: int
     def __init__(self, term: _Optional[int] = ..., checkpoints: _Optional[_Iterable[_Union[LeaseCheckpoint, _Mapping]]] = ..., applied: _Optional[int] = ...) -> None: ...
-
-class AlarmRequest(_message.Message):
-    __slots__ = ("action", "memberID", "alarm")
-    class AlarmAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
-        __slots__ = ()
-        GET: _ClassVar[AlarmRequest.AlarmAction]
-        ACTIVATE: _ClassVar[AlarmRequest.AlarmAction]
-        DEACTIVATE: _ClassVar[AlarmRequest.AlarmAction]
-    GET: AlarmRequest.AlarmAction
-    ACTIVATE: AlarmRequest.AlarmAction
-    DEACTIVATE: AlarmRequest.AlarmAction
-    ACTION_FIELD_NUMBER: _ClassVar[int]
-    MEMBERID_FIELD_NUMBER: _ClassVar[int]
-    ALARM_FIELD_NUMBER: _ClassVar[int]
-    action: AlarmRequest.AlarmAction
-    memberID: int
-    alarm: AlarmType
-    def __init__(self, action: _Optional[_Union[AlarmRequest.AlarmAction, str]] = ..., memberID: _Optional[int] = ..., alarm: _Optional[_Union[AlarmType, str]] = ...) -> None: ...
-
-class AlarmMember(_message.Message):
-    __slots__ = ("memberID", "alarm")
-    MEMBERID_FIELD_NUMBER: _ClassVar[int]
-    ALARM_FIELD_NUMBER: _ClassVar[int]
-    memberID: int
-    alarm: AlarmType
-    def __init__(self, memberID: _Optional[int] = ..., alarm: _Optional[_Union[AlarmType, str]] = ...) -> None: ...
-
-class AlarmResponse(_message.Message):
-    __slots__ = ("header", "alarms")
-    HEADER_FIELD_NUMBER: _ClassVar[int]
-    ALARMS_FIELD_NUMBER: _ClassVar[int]
-    header: ResponseHeader
-    alarms: _containers.RepeatedCompositeFieldContainer[AlarmMember]
-    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., alarms: _Optional[_Iterable[_Union[AlarmMember, _Mapping]]] = ...) -> None: ...
 
 class DefragmentRequest(_message.Message):
     __slots__ = ()

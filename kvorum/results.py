@@ -33,6 +33,13 @@ class Member(NamedTuple):
     is_learner: bool
 
 
+class Alarm(NamedTuple):
+    """An alarm that stands: NOSPACE or CORRUPT, and the id of the member that raised it."""
+
+    alarm_type: str
+    member_id: int
+
+
 class Status(NamedTuple):
     """One node's view of itself. `leader` is a member id, 0 if it knows none; sizes are bytes."""
 

@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from kvorum import etcd_pb2 as pb
 from kvorum import results, txn
 from kvorum.errors import Ambiguous, Code
-from kvorum.results import KVMetadata, Member, Status
+from kvorum.results import Alarm, KVMetadata, Member, Status
 from kvorum.txn import AnyLease, Key, RangeOptions
 from kvorum.wire import METHODS, PROTOCOL, Method
 
@@ -304,6 +304,63 @@ def _members(reply: bytes) -> list[Member]:
         Member(m.ID, m.name, tuple(m.peerURLs), tuple(m.clientURLs), m.isLearner)
         for m in pb.MemberListResponse.FromString(reply).members
     ]
+
+
+def alarm_response(
+    action: str = "get", member_id: int = 0, alarm_type: str | int = "none", *, timeout: float | None = None
+) -> Ask[pb.AlarmResponse]:
+    """List alarms ("get": those of a type, or all), raise one ("activate") or take one back ("deactivate").
+
+    Answers with the alarms found, raised or taken back: none if there was nothing to take back. While NOSPACE stands,
+    of whichever member, NoSpace is raised by what takes space: puts, transactions that may put, leases. CORRUPT refuses
+    every change (Corrupt).
+
+    Raises:
+      ValueError: no such action or type.
+    """
+    request = pb.AlarmRequest(
+        action=pb.AlarmRequest.AlarmAction.Value(action.upper()),  # type: ignore[arg-type]
+        memberID=member_id,
+        alarm=pb.AlarmType.Value(alarm_type.upper()) if isinstance(alarm_type, str) else alarm_type,  # type: ignore[arg-type]
+    )
+    again = request.action == pb.AlarmRequest.GET
+    return Ask(Method.ALARM, request.SerializeToString(), pb.AlarmResponse.FromString, again, timeout)
+
+
+def _alarms(ask: Ask[pb.AlarmResponse], member_id: int = 0) -> Ask[list[Alarm]]:
+    def read(reply: bytes) -> list[Alarm]:
+        found = pb.AlarmResponse.FromString(reply).alarms
+        names = dict(zip(pb.AlarmType.values(), pb.AlarmType.keys(), strict=True))
+        told = [Alarm(names.get(one.alarm, str(one.alarm)), one.memberID) for one in found]
+        return [alarm for alarm in told if member_id in (0, alarm.member_id)]
+
+    return ask._replace(read=read)  # type: ignore[arg-type,return-value]
+
+
+def list_alarms(member_id: int = 0, alarm_type: str = "none", *, timeout: float | None = None) -> Ask[list[Alarm]]:
+    """The alarms that stand: of one member, or of all (0); of a type, "nospace" or "corrupt", or of all ("none")."""
+    return _alarms(alarm_response("get", 0, alarm_type, timeout=timeout), member_id)
+
+
+def create_alarm(member_id: int = 0, alarm_type: str = "nospace", *, timeout: float | None = None) -> Ask[list[Alarm]]:
+    """Raise an alarm in a member's name; no harm if it stands already. Members raise their own by themselves."""
+    return _alarms(alarm_response("activate", member_id, alarm_type, timeout=timeout))
+
+
+def disarm_alarm(member_id: int = 0, alarm_type: str = "nospace", *, timeout: float | None = None) -> Ask[list[Alarm]]:
+    """Take back the alarm of exactly this member and type. An empty list: it did not stand."""
+    return _alarms(alarm_response("deactivate", member_id, alarm_type, timeout=timeout))
+
+
+def hash_kv(revision: int = 0, *, timeout: float | None = None) -> Ask[pb.HashKVResponse]:
+    """A checksum of the keys and their history up to `revision` (0: the newest), of the connected node alone. Nodes
+    whose answers have the same compact_revision and hash_revision must have the same hash.
+
+    Raises:
+      FutureRevision, Compacted.
+    """
+    request = pb.HashKVRequest(revision=revision).SerializeToString()
+    return Ask(Method.HASH_KV, request, pb.HashKVResponse.FromString, True, timeout)
 
 
 def move_leader(target: int, *, timeout: float | None = None) -> Ask[pb.MoveLeaderResponse]:

@@ -62,6 +62,7 @@ class Method(IntEnum):
     HASH_KV = 21
     SNAPSHOT = 22
     MOVE_LEADER = 23
+    ALARM = 25
     MEMBER_PUBLISH = 64
     LEASE_EXPIRE = 65
     LEASE_CHECKPOINT = 66
@@ -99,6 +100,7 @@ METHODS: dict[Method, Shape] = {
     Method.HASH_KV: Shape("/etcdserverpb.Maintenance/HashKV", pb.HashKVRequest, pb.HashKVResponse),
     Method.SNAPSHOT: Shape("/etcdserverpb.Maintenance/Snapshot", pb.SnapshotRequest, pb.SnapshotResponse),
     Method.MOVE_LEADER: Shape("/etcdserverpb.Maintenance/MoveLeader", pb.MoveLeaderRequest, pb.MoveLeaderResponse),
+    Method.ALARM: Shape("/etcdserverpb.Maintenance/Alarm", pb.AlarmRequest, pb.AlarmResponse),
 }
 """What a client may call. The numbers between are kept for the rest of etcd's API, in its own order."""
 
@@ -119,15 +121,15 @@ def encode(method: int, kind: int, status: int, id: int, payload: bytes) -> byte
     return HEADER.pack(len(payload), method, kind, status, id) + payload
 
 
-def decode(batch: bytes, records_max: int = 0) -> list[Record]:
+def decode(batch: bytes, records_max: int = 0, bytes_max: int = BATCH_BYTES_MAX) -> list[Record]:
     """Take a batch apart.
 
-    Raises MalformedBatch if it is over BATCH_BYTES_MAX, has over `records_max` records (0: any number), or does not end
+    Raises MalformedBatch if it is over `bytes_max`, has over `records_max` records (0: any number), or does not end
     where a record ends. Methods, kinds and payloads are not judged here.
     """
     size = len(batch)
-    if size > BATCH_BYTES_MAX:
-        raise MalformedBatch(f"batch of {size} bytes is over the limit of {BATCH_BYTES_MAX}")
+    if size > bytes_max:
+        raise MalformedBatch(f"batch of {size} bytes is over the limit of {bytes_max}")
     if records_max and size > records_max * HEADER.size:
         _count(batch, records_max)
     records = []

@@ -4,16 +4,16 @@
                                        ▲
                        sweep ──────────┘  gives back what compactions left behind
 
-This is the one owner of the engine. It holds no keys in memory, only the leases and a few numbers that are read once,
-at opening, and move when a turn is committed: reads see the state of the last commit, all of it and nothing newer, and
-say its revision.
+This is the one owner of the engine. It holds no keys in memory, only the leases, the alarms and a few numbers that are
+read once, at opening, and move when a turn is committed: reads see the state of the last commit, all of it and nothing
+newer, and say its revision.
 
 What an acknowledgement relies on: a turn's batch carries its data and the applied index in one atomic write, the
 engine loses batches only from the end, and the log keeps everything behind the durable applied index. So a crash takes
 the store back to some earlier entry, and applying the log from there on leads to the very same store (nothing here
 looks at a clock, a random number, or local configuration).
 
-Rooms: codec (bytes), requests (rules), reads, history, hashes, leases, txn, turn, compaction. Pure.
+Rooms: codec (bytes), requests (rules), reads, history, hashes, leases, alarms, txn, turn, compaction. Pure.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from kvorum import etcd_pb2 as pb
 from kvorum.wire import Method
 from native.plain import Scanner
 from storage import codec, compaction, hashes, requests, txn
+from storage.alarms import Alarms
 from storage.engine import Engine
 from storage.history import Change, Past, events
 from storage.leases import Leases
@@ -96,6 +97,7 @@ class Keyspace:
         """The last applied (incarnation, number) of each member that ever proposed."""
         self._counts = Counts()
         self.leases = Leases(engine)
+        self.alarms = Alarms(engine)
         self._lives = Lives()
         self._scanner = Scanner()
         self._members: dict[int, pb.MemberPublish] = {
@@ -133,7 +135,7 @@ class Keyspace:
         most puts. What is written is the same.
         """
         known = None if prev else self._lives
-        return Turn(self.engine, self.state, self.origins, self._commit, self._scanner, self.leases, known)
+        return Turn(self.engine, self.state, self.origins, self._commit, self._scanner, self.leases, self.alarms, known)
 
     def _commit(self, turn: Turn) -> list[Change]:
         assert turn.index >= self.state.applied, (turn.index, self.state.applied)
@@ -148,11 +150,12 @@ class Keyspace:
         self.origins.update(turn.origins)
         self._lives.update(turn.lives)
         self.leases.update(turn.leases)
+        self.alarms.update(turn.alarms)
         self._members.update(turn.members)
         return turn.changes
 
     def read(self, method: int, payload: bytes) -> Result | Scan:
-        """Answer a RANGE, a read-only TXN, a HASH or a HASH_KV from the state of the last commit.
+        """Answer a RANGE, a read-only TXN, a HASH, a HASH_KV or an ALARM that asks, from the state of the last commit.
 
         A small one is answered at once. A large one has done its first slice and is handed back as a Scan. Refusals are
         results; only errors of the engine are raised.
@@ -162,6 +165,8 @@ class Keyspace:
             if key is not None:
                 kv = self.engine.get(b"k" + key)
                 return Result(0, self.state.revision, b"" if kv is None else codec.field(b"\x12", kv) + b"\x20\x01")
+        elif method == Method.ALARM:
+            return Result(0, self.state.revision, self.alarms.answer(pb.AlarmRequest.FromString(payload)))
         view = _View(self.engine, self.state)
         try:
             steps = self._reading(view, method, payload)

@@ -44,7 +44,7 @@ class Path(IntEnum):
 
 
 def admit(method: int, payload: bytes, limits: Limits) -> Path:
-    """Judge a request where it enters. Covers RANGE, PUT, DELETE_RANGE, TXN, COMPACT, LEASE_GRANT and LEASE_REVOKE.
+    """Judge a request where it enters. Covers RANGE, PUT, DELETE_RANGE, TXN, COMPACT, LEASE_GRANT, LEASE_REVOKE, ALARM.
 
     Raises what the client is told: Malformed (also for transactions nested deeper than protobuf's recursion limit),
     EmptyKey, KeyNotFound (an operation without a request), ValueProvided, LeaseProvided, InvalidSortOption, TooManyOps,
@@ -56,6 +56,8 @@ def admit(method: int, payload: bytes, limits: Limits) -> Path:
     if method == Method.TXN and read_only(request):
         local = all(read.serializable for read in (*request.success, *request.failure))
         return Path.SERIALIZABLE if local else Path.LINEARIZABLE
+    if method == Method.ALARM and request.action == pb.AlarmRequest.GET:
+        return Path.LINEARIZABLE
     if len(payload) > limits.max_request_bytes:
         raise errors.RequestTooLarge
     return Path.WRITE
@@ -107,6 +109,7 @@ _REQUESTS: dict[int, Any] = {
     Method.COMPACT: pb.CompactionRequest,
     Method.LEASE_GRANT: pb.LeaseGrantRequest,
     Method.LEASE_REVOKE: pb.LeaseRevokeRequest,
+    Method.ALARM: pb.AlarmRequest,
     Method.MEMBER_PUBLISH: pb.MemberPublish,
     Method.LEASE_EXPIRE: pb.LeaseExpire,
     Method.LEASE_CHECKPOINT: pb.LeaseCheckpoints,
@@ -141,6 +144,13 @@ def cost(method: int, payload: bytes) -> int:
     if method == Method.LEASE_GRANT:
         return 64
     return _cost(parse(method, payload)) if method in (Method.PUT, Method.TXN) else 0
+
+
+def grows(request: object) -> bool:
+    """Whether a parsed request may take space: `cost` of it is not 0."""
+    if isinstance(request, Txn | pb.PutRequest):
+        return _cost(request) > 0
+    return isinstance(request, pb.LeaseGrantRequest)
 
 
 def _cost(request: Op) -> int:

@@ -34,6 +34,8 @@ from kvorum.wire import Method
 from native import plain
 from native.plain import Scanner
 from storage import codec, lives, requests, txn
+from storage.alarms import Alarms
+from storage.alarms import Changes as AlarmChanges
 from storage.codec import State as Applied
 from storage.engine import Engine
 from storage.history import Change, Past
@@ -144,6 +146,7 @@ class Turn:
         commit: Callable[[Turn], list[Change]],
         scanner: Scanner,
         leases: Leases,
+        alarms: Alarms,
         known: Lives | None = None,
     ) -> None:
         self._engine = engine
@@ -153,6 +156,7 @@ class Turn:
         self.index, self.term, self.revision, self.compacted = applied
         self.batch = engine.batch()
         self.leases = LeaseChanges(leases, self.batch)
+        self.alarms = AlarmChanges(alarms, self.batch)
         self.changes: list[Change] = []
         self.members: dict[int, pb.MemberPublish] = {}
         self.origins: dict[int, tuple[int, int]] = {}
@@ -207,21 +211,22 @@ class Turn:
         self.origins[proposal.origin] = number
         self._proposer = (proposal.origin, proposal.incarnation)
         batch = proposal.batch
-        scanned = self._scanner.scan(batch)
-        if scanned is not None:
-            return Outcome(False, self._walk(batch, scanned[0], answers))
+        if not self.alarms.closed:  # else each record is to be judged
+            scanned = self._scanner.scan(batch)
+            if scanned is not None:
+                return Outcome(False, self._walk(batch, scanned[0], answers))
         try:
-            records = wire.decode(batch)
+            return Outcome(False, self._long_way(batch))
         except wire.MalformedBatch:
             return Outcome(False, [])
-        return Outcome(False, self._records(records))
 
     def commit(self) -> list[Change]:
         """Write the turn and make it visible. Returns what it changed, in order."""
         return self._commit(self)
 
-    def _records(self, records: list[wire.Record]) -> list[Result]:
-        """All records the long way."""
+    def _long_way(self, batch: bytes) -> list[Result]:
+        """Take apart and do each record of a batch. Raises MalformedBatch, having done nothing."""
+        records = wire.decode(batch, bytes_max=len(batch))
         parsed = [_parsed(record.method, record.payload) for record in records]
         self._overlay.fetch([key for request in parsed for key in _wanted(request)])
         return [self._record(request) for request in parsed]
@@ -254,6 +259,8 @@ class Turn:
                     puts = [batch[numbers[i + 1] : numbers[i + 2]] for i in range(ops + 2, at, 5) if numbers[i] == _PUT]
                     wanted += [key for key in puts if not known(key)]
             else:
+                if numbers[at + 2] & 0xFF == Method.ALARM:
+                    return self._long_way(batch)  # what comes behind it is to be judged by it
                 request = _parsed(numbers[at + 2] & 0xFF, batch[numbers[at + 3] : numbers[at + 4]])
                 wanted += _wanted(request)
                 work.append(request)
@@ -350,6 +357,8 @@ class Turn:
         return Result(0, self.revision, body)
 
     def _do(self, request: object) -> bytes:
+        if self.alarms.closed:
+            self.alarms.check(request)
         if isinstance(request, pb.PutRequest):
             txn.check_put(self, request)
             return self.put(request)
@@ -378,6 +387,8 @@ class Turn:
             return b""
         if isinstance(request, pb.MemberPublish):
             return self._publish(request)
+        if isinstance(request, pb.AlarmRequest):
+            return self.alarms.do(request)
         assert isinstance(request, errors.KvorumError)
         raise request
 

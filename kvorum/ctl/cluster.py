@@ -1,4 +1,4 @@
-"""endpoint health, endpoint status, member list: the commands about nodes.
+"""endpoint health, endpoint status, endpoint hashkv, member list, alarm list, alarm disarm: the commands about nodes.
 
 An endpoint is asked through a client of its own that knows no other, so that what is printed is what that node says.
 """
@@ -12,9 +12,12 @@ from time import perf_counter_ns
 import click
 
 from kvorum import errors
+from kvorum import etcd_pb2 as pb
+from kvorum.ctl import text
 from kvorum.ctl.common import Command, Group, Settings, with_settings
 from kvorum.ctl.failure import Exit, Failure
-from kvorum.ctl.output import EndpointStatus, Health
+from kvorum.ctl.output import EndpointHash, EndpointStatus, Health
+from kvorum.sync import Client
 
 cluster_flag = click.option("--cluster", is_flag=True, help="All endpoints that the cluster knows of itself.")
 
@@ -41,7 +44,9 @@ def _endpoints(settings: Settings, cluster: bool) -> list[str]:
 @cluster_flag
 @with_settings
 def health(settings: Settings, cluster: bool) -> None:
-    """Has each endpoint read a key with the agreement of a quorum. Exits with 1 if one could not."""
+    """Has each endpoint read a key with the agreement of a quorum. Exits with 1 if one could not, or if an
+    alarm stands.
+    """
     printer = settings.printer()
     printer.refuse("protobuf")
     endpoints = _endpoints(settings, cluster)
@@ -61,12 +66,26 @@ def _health(settings: Settings, endpoint: str) -> Health:
     error = ""
     try:
         with settings.client([endpoint]) as client:
-            client.get("health")
+            error = _unwell(client)
+    except errors.KvorumError as failure:
+        error = failure.text
+    return Health(endpoint, not error, perf_counter_ns() - begun, error)
+
+
+def _unwell(client: Client) -> str:
+    """What is wrong, "" if nothing is."""
+    try:
+        client.get("health")
     except errors.KvorumError as failure:
         # A refusal for want of permission comes out of the log like any other answer.
         if failure.code is not errors.Code.PERMISSION_DENIED:
-            error = failure.text
-    return Health(endpoint, not error, perf_counter_ns() - begun, error)
+            raise
+    try:
+        alarms = client.alarm_response().alarms
+    except errors.KvorumError:
+        return "Unable to fetch the alarm list"
+    kinds = [text.alarm_name(one) if one.alarm in (pb.NOSPACE, pb.CORRUPT) else "UNKNOWN" for one in alarms]
+    return "Active Alarm(s): " + "".join(f"{kind} " for kind in kinds) if kinds else ""
 
 
 @endpoint.command("status", cls=Command, short_help="Prints the status of endpoints")
@@ -91,6 +110,56 @@ def status(settings: Settings, cluster: bool) -> None:
     printer.status(found)
     if failed:
         click.get_current_context().exit(Exit.ERROR)
+
+
+@endpoint.command("hashkv", cls=Command, short_help="Prints the KV history hash of endpoints")
+@cluster_flag
+@click.option("--rev", default=0, help="Up to this revision (default: the latest).")
+@with_settings
+def hashkv(settings: Settings, cluster: bool, rev: int) -> None:
+    """Prints each endpoint's checksum of keys and history: endpoint, hash, revision. Those of the same revision and
+    compaction must be the same.
+    """
+    printer = settings.printer()
+    printer.refuse("protobuf")
+    found: list[EndpointHash] = []
+    last: errors.KvorumError | None = None
+    for one in _endpoints(settings, cluster):
+        try:
+            with settings.client([one]) as client:
+                found.append(EndpointHash(one, client.hash_kv(rev)))
+        except errors.KvorumError as error:
+            last = error
+            print(f"Failed to get the hash of endpoint {one} ({error.text})", file=sys.stderr)
+    printer.hashes(found)
+    if last is not None:
+        raise Failure(Exit.ERROR, last.text)
+
+
+@click.group("alarm", cls=Group, short_help="Alarm related commands")
+def alarm() -> None:
+    """Lists alarms, which keep the cluster from taking writes, and takes them back."""
+
+
+@alarm.command("list", cls=Command, short_help="Lists all alarms")
+@with_settings
+def alarm_list(settings: Settings) -> None:
+    """Prints each alarm that stands: the member that raised it, and its type."""
+    printer = settings.printer()
+    with settings.connected() as client:
+        printer.alarms(client.alarm_response())
+
+
+@alarm.command("disarm", cls=Command, short_help="Disarms all alarms")
+@with_settings
+def alarm_disarm(settings: Settings) -> None:
+    """Takes back every alarm that stands, and prints each. What raised them may raise them again."""
+    printer = settings.printer()
+    with settings.connected() as client:
+        gone = pb.AlarmResponse()
+        for one in client.alarm_response().alarms:
+            gone.alarms.extend(client.alarm_response("deactivate", one.memberID, one.alarm).alarms)
+        printer.alarms(gone)
 
 
 @click.group("member", cls=Group, short_help="Membership related commands")

@@ -44,7 +44,7 @@ for command in (kv.put, kv.get, kv.delete, kv.txn_command, kv.compaction):
 cli.add_command(kv.compaction, "compact")
 for command in (watch.watch, lease.lock, lease.elect, version):
     cli.add_command(command)
-for group in (lease.lease, cluster.endpoint, cluster.member, snapshot.snapshot):
+for group in (lease.lease, cluster.endpoint, cluster.member, cluster.alarm, snapshot.snapshot):
     cli.add_command(group)
 
 

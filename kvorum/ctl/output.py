@@ -43,6 +43,11 @@ class EndpointStatus(NamedTuple):
     status: pb.StatusResponse
 
 
+class EndpointHash(NamedTuple):
+    endpoint: str
+    hash: pb.HashKVResponse
+
+
 class Printer:
     """See the module.
 
@@ -315,6 +320,35 @@ class Printer:
         else:
             self._rows(_STATUS_TITLES, [_status_row(endpoint, status) for endpoint, status in all])
         self._out.flush()
+
+    def hashes(self, all: Sequence[EndpointHash]) -> None:
+        if self.format == "json":
+            self._line(text.dumps([{"Endpoint": e.endpoint, "HashKV": text.as_json(e.hash)} for e in all]))
+        elif self.format == "fields":
+            for endpoint, answer in all:
+                self._header(answer.header)
+                self._field("Endpoint", text.quote(endpoint.encode()))
+                self._field("Hash", answer.hash)
+                self._field("HashRevision", answer.hash_revision)
+                self._line("")
+        else:
+            rows = [[endpoint, str(answer.hash), str(answer.hash_revision)] for endpoint, answer in all]
+            self._rows(["endpoint", "hash", "hash_revision"], rows)
+        self._out.flush()
+
+    def alarms(self, answer: pb.AlarmResponse) -> None:
+        self._answer(answer, self._alarms)
+
+    def _alarms(self, answer: pb.AlarmResponse) -> None:
+        if self.format == "fields":
+            self._header(answer.header)
+        for alarm in answer.alarms:
+            if self.format == "simple":
+                self._line(text.alarm(alarm))
+                continue
+            self._field("MemberID", alarm.memberID)
+            self._field("AlarmType", text.alarm_name(alarm))
+            self._line("")
 
     def _status_fields(self, endpoint: str, status: pb.StatusResponse) -> None:
         self._header(status.header)

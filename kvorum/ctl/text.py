@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from kvorum import etcd_pb2 as pb
+
 _ESCAPES = {7: "\\a", 8: "\\b", 12: "\\f", 10: "\\n", 13: "\\r", 9: "\\t", 11: "\\v", 34: '\\"', 92: "\\\\"}
 _UNESCAPES = {"a": 7, "b": 8, "f": 12, "n": 10, "r": 13, "t": 9, "v": 11, "\\": 92, "'": 39, '"': 34}
 _ESCAPE = re.compile(r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0-7]{3}|.)", re.DOTALL)
@@ -154,3 +156,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         "| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
     ]
     return "\n".join([*lines, line])
+
+
+def alarm_name(alarm: pb.AlarmMember) -> str:
+    return pb.AlarmType.Name(alarm.alarm) if alarm.alarm in pb.AlarmType.values() else str(alarm.alarm)
+
+
+def alarm(alarm: pb.AlarmMember) -> str:
+    """As etcdctl prints it: protobuf's text, with its blank at the end."""
+    member = f"memberID:{alarm.memberID} " if alarm.memberID else ""
+    return f"{member}alarm:{alarm_name(alarm)} "

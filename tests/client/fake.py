@@ -32,6 +32,7 @@ class Store:
         self.compacted = 0
         self.kvs: dict[bytes, pb.KeyValue] = {}
         self.history: list[pb.Event] = []
+        self.alarms: list[pb.AlarmMember] = []
         self._methods: dict[int, Callable[[bytes], bytes]] = {
             Method.PUT: lambda raw: self._put(pb.PutRequest.FromString(raw)).SerializeToString(),
             Method.RANGE: lambda raw: self._range(pb.RangeRequest.FromString(raw)).SerializeToString(),
@@ -40,6 +41,8 @@ class Store:
             Method.COMPACT: self._compact,
             Method.STATUS: self._status,
             Method.MEMBER_LIST: self._members,
+            Method.ALARM: lambda raw: self._alarm(pb.AlarmRequest.FromString(raw)).SerializeToString(),
+            Method.HASH_KV: self._hash,
         }
 
     def __call__(self, record: Record) -> Answer:
@@ -116,6 +119,20 @@ class Store:
     def _compact(self, raw: bytes) -> bytes:
         self.compacted = pb.CompactionRequest.FromString(raw).revision
         return pb.CompactionResponse(header=self.header()).SerializeToString()
+
+    def _alarm(self, request: pb.AlarmRequest) -> pb.AlarmResponse:
+        one = pb.AlarmMember(memberID=request.memberID, alarm=request.alarm)
+        found = self.alarms if request.action == pb.AlarmRequest.GET else [one]
+        if request.action == pb.AlarmRequest.ACTIVATE:
+            self.alarms = [*self.alarms, one]
+        elif request.action == pb.AlarmRequest.DEACTIVATE:
+            self.alarms = [alarm for alarm in self.alarms if alarm != one]
+        return pb.AlarmResponse(header=self.header(), alarms=found)
+
+    def _hash(self, raw: bytes) -> bytes:
+        revision = pb.HashKVRequest.FromString(raw).revision or self.revision
+        answer = pb.HashKVResponse(header=self.header(), hash=1234567890, compact_revision=-1, hash_revision=revision)
+        return answer.SerializeToString()
 
     def _status(self, _: bytes) -> bytes:
         return pb.StatusResponse(

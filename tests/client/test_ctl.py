@@ -24,7 +24,9 @@ from pathlib import Path
 import pytest
 
 from kvorum import errors
+from kvorum import etcd_pb2 as pb
 from kvorum.ctl import cluster, main
+from kvorum.wire import Method
 from tests.client.fake import FakeNode
 
 Start = Callable[..., FakeNode]
@@ -93,12 +95,15 @@ def shown(line: bytes, address: str) -> str:
 
 
 @contextlib.contextmanager
-def steady_node() -> Iterator[str]:
-    """The address of a node; every health check takes the same time."""
+def steady_node(path: Path) -> Iterator[str]:
+    """The address of a node, at which two alarms stand for the script about them; every health check takes the same
+    time."""
     before = cluster.perf_counter_ns
     cluster.perf_counter_ns = itertools.count(0, 1_677_376).__next__  # type: ignore[assignment]
     try:
         with FakeNode() as node:
+            if path.stem == "alarms":
+                node.store.alarms = [pb.AlarmMember(memberID=0xA1, alarm=pb.NOSPACE), pb.AlarmMember(alarm=pb.CORRUPT)]
             yield node.address.removeprefix("tcp://")
     finally:
         cluster.perf_counter_ns = before
@@ -107,7 +112,7 @@ def steady_node() -> Iterator[str]:
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_script_prints_what_was_read_and_accepted(path: Path) -> None:
     script = path.read_text()
-    with steady_node() as address:
+    with steady_node(path) as address:
         assert play(script, address) == script
 
 
@@ -139,7 +144,9 @@ def test_a_write_of_unknown_fate_says_so_and_a_read_does_not(start: Start) -> No
 
 def test_an_unhealthy_endpoint_is_told_apart(node: FakeNode, start: Start) -> None:
     sick = start(lambda _: errors.NoSpace())
-    denied = start(lambda _: errors.Refused("etcdserver: permission denied", errors.Code.PERMISSION_DENIED))
+    header = pb.AlarmResponse(header=pb.ResponseHeader(revision=1)).SerializeToString()
+    forbidden = errors.Refused("etcdserver: permission denied", errors.Code.PERMISSION_DENIED)
+    denied = start(lambda record: header if record.method == Method.ALARM else forbidden)
     all = f"--endpoints={node.address},{sick.address},{denied.address}"
     code, out, err = ctl(all, "endpoint", "health")
     assert code == 1
@@ -252,5 +259,5 @@ def test_a_reader_that_goes_away_ends_it_quietly(node: FakeNode) -> None:
 
 if __name__ == "__main__":
     for path in SCRIPTS:
-        with steady_node() as address:
+        with steady_node(path) as address:
             path.write_text(play(path.read_text(), address))

@@ -16,6 +16,8 @@ answer can know of it before. So by one clock, whichever members lead, sleep or 
     L7  what is granted is what was asked for, at least SECONDS_MIN
     L8  what is left is neither more than was granted nor less than was promised
 
+Alarms, too, are as the log has them: at every store, and in what they refuse.
+
 Only the tenants' keys (KEYS) are looked at, and only tenants touch them, with a few plain requests; so this needs to
 know little of what else a store does. Nothing here is shared with storage/ but how an entry is packed.
 """
@@ -111,6 +113,11 @@ class Ledger:
         self.index = 0
         self.new_lessor_at = 0
         """When the newest one that counts time was named."""
+        self.alarms: set[tuple[int, int]] = set()
+        """(type, member) of those that stand."""
+        self.closed_until = 0
+        """When CORRUPT stood last, which keeps leases from ending."""
+        self._alarms: list[tuple[int, frozenset[tuple[int, int]]]] = [(0, frozenset())]
         self._lessor = (0, 0, 0)
         self._remaining: dict[int, int] = {}
         self._origins: dict[int, tuple[int, int]] = {}
@@ -138,6 +145,10 @@ class Ledger:
                 self._tenants(record)
             elif record.method in (Method.LEASE_LEAD, Method.LEASE_EXPIRE, Method.LEASE_CHECKPOINT):
                 self._lessors(record.method, record.payload, (origin, incarnation))
+            elif record.method == Method.ALARM and record.kind == wire.Kind.CALL:
+                self._alarm(pb.AlarmRequest.FromString(record.payload))
+        if self.alarms != self._alarms[-1][1]:
+            self._alarms.append((index, frozenset(self.alarms)))
         granted = {id: lease.ttl for id, lease in self.leases.items()}
         state = (granted, self._remaining, self._lessor)
         if state != self._states[-1][1:]:
@@ -148,7 +159,10 @@ class Ledger:
         before = len(self.changes)
         error: type[errors.KvorumError] | None = None
         succeeded = True
-        if isinstance(request, pb.TxnRequest):
+        if (refusal := self._refusal(request)) is not None:
+            error = refusal
+            self.world.seen["refused by an alarm"] += 1
+        elif isinstance(request, pb.TxnRequest):
             succeeded = all(self._holds(compare) for compare in request.compare)
             ops = request.success if succeeded else request.failure
             error = self._do([getattr(op, str(op.WhichOneof("request"))) for op in ops])
@@ -158,6 +172,27 @@ class Ledger:
         self.outcomes[record.id] = Outcome(
             error, len(self.changes), len(self.changes) > before, succeeded, self.world.now
         )
+
+    def _alarm(self, request: pb.AlarmRequest) -> None:
+        alarm = (int(request.alarm), request.memberID)
+        if request.action == pb.AlarmRequest.ACTIVATE and request.alarm:
+            self.alarms.add(alarm)
+            self.world.seen["alarm raised"] += 1
+        elif request.action == pb.AlarmRequest.DEACTIVATE:
+            if alarm[0] == pb.CORRUPT and alarm in self.alarms:
+                self.closed_until = self.world.now
+            self.alarms.discard(alarm)
+
+    def _refusal(self, request: object) -> type[errors.KvorumError] | None:
+        """What the alarms that stand say to a tenant's write."""
+        types = {type for type, _ in self.alarms}
+        if pb.CORRUPT in types:
+            return errors.Corrupt
+        if isinstance(request, pb.TxnRequest):
+            grows = any(op.HasField("request_put") for op in (*request.success, *request.failure))
+        else:
+            grows = isinstance(request, pb.PutRequest | pb.LeaseGrantRequest)
+        return errors.NoSpace if grows and pb.NOSPACE in types else None
 
     def _holds(self, compare: pb.Compare) -> bool:
         held = self.keys.get(compare.key)
@@ -226,6 +261,7 @@ class Ledger:
             request = pb.LeaseExpire.FromString(payload)
             counts = (request.term, *who) == self._lessor
             seen["word of an old lessor"] += not counts
+            counts &= not any(type == pb.CORRUPT for type, _ in self.alarms)
             for id in request.IDs if counts else ():
                 if self._meant(id, request.applied):
                     self._end(id)
@@ -251,6 +287,11 @@ class Ledger:
     def agrees(self, keyspace: Keyspace, member: int) -> None:
         """A store holds the leases that there are at its applied index (L5)."""
         leases, applied = keyspace.leases, keyspace.applied[0]
+        alarms = self._alarms[bisect_right(self._alarms, applied, key=lambda state: state[0]) - 1][1]
+        self._check(
+            keyspace.alarms.raised == alarms,
+            f"at entry {applied} member {member} has alarms {keyspace.alarms.raised}, the log says {alarms}",
+        )
         at = bisect_right(self._states, applied, key=lambda state: state[0]) - 1
         _, granted, remaining, lessor = self._states[at]
         here = (leases.granted, leases.remaining, tuple(leases.lessor))
@@ -272,7 +313,9 @@ class Ledger:
     def overdue(self, since: int) -> list[Lease]:
         """The short leases that should have run out by now, if nobody has renewed any after `since` (L2). A lessor
         that was named later may have given all of them their whole time again."""
-        since = max(since, self.new_lessor_at)
+        if any(type == pb.CORRUPT for type, _ in self.alarms):
+            return []
+        since = max(since, self.new_lessor_at, self.closed_until)
         return [lease for lease in self.short if self.world.now > since + lease.ttl * SECOND + LATE]
 
     @property
@@ -333,12 +376,12 @@ class _Judge:
 
     def _refused(self, op: Operation) -> str:
         outcome = self.ledger.outcomes.get(op.id)
-        if isinstance(op.error, errors.LeaseNotFound | errors.LeaseExists | errors.KeyNotFound):
+        if isinstance(op.error, errors.LeaseNotFound | errors.LeaseExists | errors.KeyNotFound | errors.Corrupt):
             if outcome is None:
                 return "was refused by what isn't in the log"
             if outcome.error is not type(op.error):
                 return f"was refused, by the log it was {outcome}"
-        elif outcome is not None:
+        elif outcome is not None and (outcome.error, type(op.error)) != (errors.NoSpace, errors.NoSpace):
             return f"was refused, and is in the log as {outcome}"
         return ""
 

@@ -29,6 +29,7 @@ from cluster.watchd import Watchd
 from kvorum import wire
 from kvorum.watching import WatchCore
 from storage import codec
+from storage.engine import Engine
 from storage.entry import HardState
 from storage.history import Change
 from storage.keyspace import Keyspace, Turn
@@ -443,6 +444,28 @@ class SweepsTooMuch(Keyspace):
         return super().sweep()
 
 
+class ForgetsItsAlarms(Keyspace):
+    """Opens a store as if no alarm stood there."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self.alarms.raised, self.alarms.corrupt = frozenset(), False
+
+
+class _HeedlessTurn(Turn):
+    def _long_way(self, batch: bytes) -> list[Result]:
+        """As if no alarm stood, but for the record that raises one."""
+        self.alarms.check = lambda request: None  # type: ignore[method-assign]
+        return super()._long_way(batch)
+
+
+class DoesNotHeedAlarms(Keyspace):
+    """Refuses nothing."""
+
+    def begin(self, *, prev: bool = True) -> Turn:
+        return _as(_HeedlessTurn, super().begin(prev=prev))
+
+
 # ---- where to look for them
 
 
@@ -507,6 +530,13 @@ def _busy_tenants(plan: Plan) -> None:
     plan.tenants_habits.think_max = 400 * MILLISECOND
     plan.knobs.checkpoint_seconds, plan.knobs.lessor_patience = 1.0, 10.0
     plan.temper = Temper(3 * SECOND, {"transfer": 2, "depose": 2, "kill": 1}, jinx=0.0)
+
+
+def _alarms(plan: Plan) -> None:
+    """They are raised and taken back, and stores are opened meanwhile."""
+    _busy_tenants(plan)
+    plan.alarms = True
+    plan.temper = Temper(SECOND, {"kill": 2, "node": 1}, jinx=0.0)
 
 
 def _cut_off_lessors(plan: Plan) -> None:
@@ -631,6 +661,8 @@ MUTANTS = [
     _of(WritesTheIndexApart, _restless_processes),
     _of(DependsOnTheMember),
     _of(SweepsTooMuch),
+    _of(ForgetsItsAlarms, _alarms),
+    _of(DoesNotHeedAlarms, _alarms),
     _of(wrong_leases.DoesNotExtend, _busy_tenants),
     _of(wrong_leases.EndsTooEarly, _busy_tenants),
     _of(wrong_leases.CountsOnlyItsOwn, _busy_tenants),

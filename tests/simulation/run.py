@@ -43,6 +43,7 @@ from tests.simulation.ledger import SHORT, revisions_of
 from tests.simulation.listeners import Listener
 from tests.simulation.network import Network, Weather
 from tests.simulation.node import ELECTION_TICKS, Node, Shells, Sizes
+from tests.simulation.operators import Operator
 from tests.simulation.pipes import TICK, Actor
 from tests.simulation.safety import Safety
 from tests.simulation.tenants import WEIGHTS, Tenant
@@ -158,6 +159,8 @@ class Plan:
     listeners: int
     air_loss: float
     air_breaks: float
+    alarms: bool = False
+    """Somebody raises some, whatever the seed says."""
 
     @classmethod
     def draw(cls, rng: random.Random, seconds: int) -> Plan:
@@ -279,6 +282,8 @@ class Run:
             Client(self.world, self.hub, self.plan.habits, id, list(self.nodes), self.history)
             for id in range(1, self.plan.habits.clients + 1)
         ]
+        self.operator = Operator(self.world, self.hub, self.safety.ledger, list(self.nodes))
+        self.operator.wanted |= self.plan.alarms
         self.tenants_history: list[Operation] = []
         self.tenants = [
             Tenant(self.world, self.hub, self.plan.tenants_habits, id, list(self.nodes), self.tenants_history)
@@ -327,6 +332,7 @@ class Run:
                     node.start(actor)
             for client in [*self.clients, *self.tenants, *self.followers, *self.listeners]:
                 client.start()
+            self.operator.start()
             yield
             self.world.tell(lambda: "-- healed")
             self.healing = True
@@ -393,6 +399,7 @@ class Run:
             self.world.after(wait, lambda: node.start(actor) if actor.runs == run else None)
 
     def _revive(self) -> None:
+        self.operator.healed = True
         for follower in self.followers:
             follower.healed = True
         for listener in self.listeners:

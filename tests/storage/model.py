@@ -25,12 +25,14 @@ class Model:
         self.revision = 1
         self.compacted = -1
         self.leases: dict[int, int] = {}
+        self.alarms: set[tuple[int, int]] = set()  # type, member
         self._now: KVs = {}  # the state that the request being done has made so far
         self._events: list[pb.Event] = []
 
     def do(self, request: Any) -> Any:
         """Do one request, alone."""
         self._now, self._events = dict(self.states[self.revision]), []
+        self._check_alarms(request)
         response = {
             pb.PutRequest: self._put_alone,
             pb.DeleteRangeRequest: self._delete,
@@ -39,6 +41,7 @@ class Model:
             pb.CompactionRequest: self._compact,
             pb.LeaseGrantRequest: self._grant,
             pb.LeaseRevokeRequest: self._revoke,
+            pb.AlarmRequest: self._alarm,
         }[type(request)](request)
         if self._events:
             self.revision += 1
@@ -191,6 +194,40 @@ class Model:
                 response.responses.add().response_txn.CopyFrom(self._execute(op.request_txn, paths, at))
         response.header.revision = self._head
         return response
+
+    # ---- alarms
+
+    def _check_alarms(self, request: Any) -> None:
+        if isinstance(request, pb.RangeRequest) or self._only_reads(request):
+            return  # it needs no agreement
+        types = {type for type, _ in self.alarms}
+        if pb.CORRUPT in types and not isinstance(request, pb.AlarmRequest):
+            raise errors.Corrupt
+        if pb.NOSPACE in types and self._grows(request):
+            raise errors.NoSpace
+
+    def _only_reads(self, request: Any) -> bool:
+        return isinstance(request, pb.TxnRequest) and all(
+            op.HasField("request_range") for op in (*request.success, *request.failure)
+        )
+
+    def _grows(self, request: Any) -> bool:
+        if isinstance(request, pb.TxnRequest):
+            ops = [*request.success, *request.failure]
+            return any(op.HasField("request_put") or self._grows(op.request_txn) for op in ops)
+        return isinstance(request, pb.PutRequest | pb.LeaseGrantRequest)
+
+    def _alarm(self, request: pb.AlarmRequest) -> pb.AlarmResponse:
+        one, found = (request.alarm, request.memberID), []
+        if request.action == pb.AlarmRequest.GET:
+            found = sorted(alarm for alarm in self.alarms if request.alarm in (pb.NONE, alarm[0]))
+        elif request.action == pb.AlarmRequest.ACTIVATE and request.alarm:
+            self.alarms.add(one)
+            found = [one]
+        elif request.action == pb.AlarmRequest.DEACTIVATE and one in self.alarms:
+            self.alarms.remove(one)
+            found = [one]
+        return pb.AlarmResponse(alarms=[pb.AlarmMember(memberID=member, alarm=type) for type, member in found])
 
     # ---- leases
 

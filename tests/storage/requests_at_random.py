@@ -11,11 +11,15 @@ KEYS = [b"a", b"a\0", b"a\0\0", b"a\0\xff", b"a\x01", b"ab", b"b", b"b\xff", b"c
 ENDS = [*KEYS, b"\0", b"\0", b"\0", b"d", b"b", b"c"]
 
 LEASES = [7, 8, -1, -(2**63)]
+ALARMS = [(pb.NOSPACE, 1), (pb.CORRUPT, 1), (pb.NOSPACE, 2), (7, 1), (-7, 2**64 - 1), (pb.NONE, 1)]
 
 
 class Dice:
-    def __init__(self, seed: int) -> None:
+    """`alarms`: now and then one is raised, and stands for a while."""
+
+    def __init__(self, seed: int, *, alarms: bool = False) -> None:
         self.random = random.Random(seed)
+        self.alarms = alarms
         self.revision = 1  # roughly the newest, told by the caller
         self.oldest = -1  # no revision below is asked for
 
@@ -103,7 +107,14 @@ class Dice:
     def revoke(self) -> pb.LeaseRevokeRequest:
         return pb.LeaseRevokeRequest(ID=self.random.choice(LEASES))
 
+    def alarm(self) -> pb.AlarmRequest:
+        type, member = self.random.choices(ALARMS, [4, 4, 1, 1, 1, 1])[0]
+        action = self.random.choices([pb.AlarmRequest.ACTIVATE, pb.AlarmRequest.DEACTIVATE, 0, 9], [2, 15, 1, 1])[0]
+        return pb.AlarmRequest(action=action, memberID=member, alarm=type)  # type: ignore[arg-type]
+
     def write(self) -> Any:
+        if self.alarms and self.maybe(0.08):
+            return self.alarm()
         kinds = ["put", "delete", "txn", "compact", "grant", "revoke"]
         kind = self.random.choices(kinds, [50, 15, 30, 2, 6, 2])[0]
         return getattr(self, kind)()

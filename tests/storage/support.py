@@ -22,6 +22,7 @@ METHOD_OF = {
     pb.CompactionRequest: Method.COMPACT,
     pb.LeaseGrantRequest: Method.LEASE_GRANT,
     pb.LeaseRevokeRequest: Method.LEASE_REVOKE,
+    pb.AlarmRequest: Method.ALARM,
     pb.MemberPublish: Method.MEMBER_PUBLISH,
     pb.LeaseLead: Method.LEASE_LEAD,
     pb.LeaseExpire: Method.LEASE_EXPIRE,

@@ -24,7 +24,7 @@ ENTRIES = 300
 
 def a_log(seed: int) -> list[bytes]:
     """Entries with requests of every kind, from three origins, some of them twice."""
-    dice, model = Dice(seed), Model()
+    dice, model = Dice(seed, alarms=True), Model()
     log: list[bytes] = []
     while len(log) < ENTRIES:
         wanted = []

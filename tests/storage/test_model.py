@@ -50,7 +50,7 @@ class Trial:
 
     def __init__(self, engine: Engine, seed: int) -> None:
         self.engine = engine
-        self.dice, self.chance = Dice(seed), random.Random(seed)
+        self.dice, self.chance = Dice(seed, alarms=True), random.Random(seed)
         self.model, self.keyspace = Model(), Keyspace(engine)
         self.index = 0
 

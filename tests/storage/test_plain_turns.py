@@ -25,7 +25,7 @@ class Blind(Scanner):
 
 
 def log(seed: int) -> list[bytes]:
-    dice, entries = Dice(seed), []
+    dice, entries = Dice(seed, alarms=True), []
     for number in range(1, 60):
         dice.revision = 4 * number
         batch = [wire.encode(*_record(dice, id)) for id in range(dice.random.randint(1, 12))]

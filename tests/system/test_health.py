@@ -47,8 +47,9 @@ def test_the_probes_of_kubernetes_are_answered(one: Cluster) -> None:
     assert one.http(0, "/livez") == (200, "ok\n")
     assert one.http(0, "/readyz") == (200, "ok\n")
     assert one.http(0, "/readyz/linearizable_read") == (200, "ok\n")
-    assert one.http(0, "/readyz?verbose") == (200, "[+]serializable_read ok\n[+]linearizable_read ok\nok\n")
-    assert one.http(0, "/readyz?verbose&exclude=linearizable_read") == (200, "[+]serializable_read ok\nok\n")
+    both = "[+]data_corruption ok\n[+]serializable_read ok\n"
+    assert one.http(0, "/readyz?verbose") == (200, both + "[+]linearizable_read ok\nok\n")
+    assert one.http(0, "/readyz?verbose&exclude=linearizable_read") == (200, both + "ok\n")
     assert one.http(0, "/readyz/no_such_check")[0] == 404
 
 
@@ -73,7 +74,10 @@ def test_without_a_quorum_a_node_is_not_healthy_but_answers_serializable_reads(t
         assert cluster.http(0, "/health?serializable=true")[0] == 200
         assert cluster.http(0, "/livez") == (200, "ok\n")
         status, body = cluster.http(0, "/readyz")
-        assert (status, body) == (503, "[+]serializable_read ok\n[-]linearizable_read failed: etcdserver: no leader\n")
+        assert (status, body) == (
+            503,
+            "[+]data_corruption ok\n[+]serializable_read ok\n[-]linearizable_read failed: etcdserver: no leader\n",
+        )
         assert cluster.metric(0, "etcd_server_has_leader") == 0
         assert cluster.metric(0, "etcd_server_health_failures") >= 1
 

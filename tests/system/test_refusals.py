@@ -1,8 +1,9 @@
-"""What a real node refuses, with which code and which words: every KV row of RELIABILITY 3, over the native protocol.
+"""What a real node refuses, with which code and which words: the rows of RELIABILITY 3, by either way in.
 
-A refusal with a definite code has no effect, so each is followed by a look at the revision. Watches and leases are in
-test_refused_watches.py; rows about members and auth come with those; the transport's own limit is that of a frame
-(test_bad_input.py).
+One table, two drivers: the native protocol and the gateway, over gRPC. A refusal with a definite code has no effect, so
+each is followed by a look at the revision. Watches and leases are in test_refused_watches.py; rows about members and
+auth come with those; what only one of the protocols can say is below the table and in test_bad_input.py. That etcd says
+the same is in realclients/test_answers.py.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+import grpc
 import pytest
 import zmq
 
@@ -31,6 +33,9 @@ COMPACTED = (Code.OUT_OF_RANGE, "etcdserver: mvcc: required revision has been co
 NO_LEASE = (Code.NOT_FOUND, "etcdserver: requested lease not found")
 NO_ROOM = (Code.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded")
 BUSY = (Code.RESOURCE_EXHAUSTED, "etcdserver: too many requests")
+BAD_TRANSFEREE = (Code.FAILED_PRECONDITION, "etcdserver: bad leader transferee")
+NOT_LEADER = (Code.FAILED_PRECONDITION, "etcdserver: not leader")
+CORRUPT = (Code.DATA_LOSS, "etcdserver: corrupt cluster")
 JUNK = (Code.INTERNAL, "grpc: error unmarshalling request")
 DONE = (Code.OK, "")
 
@@ -53,6 +58,7 @@ def puts(count: int, of: bytes = b"k") -> list[pb.PutRequest]:
 IS = Compare(key=b"seen", target=Compare.VERSION, version=1)
 ISNT = Compare(key=b"seen", target=Compare.VERSION, version=99)
 LARGE, HALF = bytes(1572864), bytes(800_000)
+LARGEST = (1536 + 512) << 10
 
 ROWS: dict[str, tuple[Any, tuple[int, str]]] = {
     # empty keys
@@ -119,15 +125,62 @@ ROWS: dict[str, tuple[Any, tuple[int, str]]] = {
     "a txn that writes and reads the future": (txn(Put(key=b"a"), Range(key=b"a", revision=1 << 40)), FUTURE),
     "a compaction of what is compacted": (pb.CompactionRequest(revision=3), COMPACTED),
     "a compaction of the future": (pb.CompactionRequest(revision=1 << 40), FUTURE),
+    "a hash of what was compacted": (pb.HashKVRequest(revision=2), COMPACTED),
+    "a hash of the future": (pb.HashKVRequest(revision=1 << 40), FUTURE),
+    # leadership
+    "leadership for nobody": (pb.MoveLeaderRequest(), BAD_TRANSFEREE),
+    "leadership for a stranger": (pb.MoveLeaderRequest(targetID=12345), BAD_TRANSFEREE),
 }  # fmt: skip
 METHODS = {
     Put: Method.PUT, Range: Method.RANGE, Delete: Method.DELETE_RANGE, Txn: Method.TXN,
-    pb.CompactionRequest: Method.COMPACT,
+    pb.CompactionRequest: Method.COMPACT, pb.MoveLeaderRequest: Method.MOVE_LEADER, pb.AlarmRequest: Method.ALARM,
+    pb.LeaseGrantRequest: Method.LEASE_GRANT, pb.LeaseRevokeRequest: Method.LEASE_REVOKE,
+    pb.HashKVRequest: Method.HASH_KV, pb.StatusRequest: Method.STATUS,
 }  # fmt: skip
 
 
-class Wire:
+class Way:
     """A connection that tells code and payload as they come."""
+
+    def ask(self, method: int, payload: bytes, seconds: float = 15.0) -> tuple[int, bytes]:
+        raise NotImplementedError
+
+    def told(self, request: Any, seconds: float = 15.0) -> tuple[int, str]:
+        """Code and text; no text if it was done."""
+        status, payload = self.ask(METHODS[type(request)], request.SerializeToString(), seconds)
+        return status, payload.decode() if status else ""
+
+    def answer(self, request: Any) -> Any:
+        method = METHODS[type(request)]
+        status, payload = self.ask(method, request.SerializeToString())
+        assert status == 0, payload
+        return wire.METHODS[method].response.FromString(payload)
+
+    def revision(self) -> int:
+        return int(self.answer(Range(key=b"revision")).header.revision)
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+class Gate(Way):
+    """Through the gateway."""
+
+    def __init__(self, cluster: Cluster, node: int = 0) -> None:
+        self._channel = grpc.insecure_channel(cluster.gateway(node), [("grpc.max_receive_message_length", -1)])
+
+    def ask(self, method: int, payload: bytes, seconds: float = 15.0) -> tuple[int, bytes]:
+        try:
+            return 0, self._channel.unary_unary(wire.METHODS[Method(method)].path)(payload, timeout=seconds)
+        except grpc.RpcError as error:
+            return error.code().value[0], error.details().encode()
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+class Wire(Way):
+    """By the native protocol."""
 
     def __init__(self, cluster: Cluster, node: int = 0) -> None:
         self._context = zmq.Context()
@@ -153,15 +206,6 @@ class Wire:
         assert (record.id, record.method, record.kind) == (self._id, method, Kind.REPLY)
         return record.status, record.payload
 
-    def told(self, request: Any, seconds: float = 15.0) -> tuple[int, str]:
-        """Code and text; no text if it was done."""
-        status, payload = self.ask(METHODS[type(request)], request.SerializeToString(), seconds)
-        return status, payload.decode() if status else ""
-
-    def revision(self) -> int:
-        _, payload = self.ask(Method.RANGE, Range(key=b"revision").SerializeToString())
-        return int(pb.RangeResponse.FromString(payload).header.revision)
-
     def close(self) -> None:
         self._context.destroy(linger=0)
 
@@ -176,15 +220,18 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
-@pytest.fixture
-def at(cluster: Cluster) -> Iterator[Wire]:
-    at = Wire(cluster)
+WAYS = {"native": Wire, "gateway": Gate}
+
+
+@pytest.fixture(params=WAYS)
+def at(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Way]:
+    at = WAYS[request.param](cluster)
     yield at
     at.close()
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_a_request_that_cannot_be_is_refused_in_etcds_words_and_changes_nothing(at: Wire, row: str) -> None:
+def test_a_request_that_cannot_be_is_refused_in_etcds_words_and_changes_nothing(at: Way, row: str) -> None:
     """RELIABILITY 3; K10."""
     request, wanted = ROWS[row]
     before = at.revision()
@@ -194,16 +241,39 @@ def test_a_request_that_cannot_be_is_refused_in_etcds_words_and_changes_nothing(
 
 
 @pytest.mark.parametrize("method", [Method.RANGE, Method.PUT, Method.DELETE_RANGE, Method.TXN, Method.COMPACT])
-def test_bytes_that_are_no_message_are_an_internal_error(at: Wire, method: Method) -> None:
+def test_bytes_that_are_no_message_are_an_internal_error(at: Way, method: Method) -> None:
     """RELIABILITY 3: INTERNAL, any text; no hang, no crash."""
     for junk in (b"\xff", b"\x0a\x05a", b"\x08\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01"):
         status, text = at.ask(method, junk)
         assert (status, text.decode()) == JUNK
 
 
-def test_an_unknown_method_is_unimplemented(at: Wire) -> None:
+def test_an_unknown_method_is_unimplemented(cluster: Cluster) -> None:
+    at = Wire(cluster)
     for method in (0, 24, 63, 65, 255):
         assert at.ask(method, b"") == (Code.UNIMPLEMENTED, b"unknown method %d" % method)
+    at.close()
+    with grpc.insecure_channel(cluster.gateway(0)) as channel:
+        for path, text in (
+            ("/etcdserverpb.KV/Nothing", "unknown method Nothing for service etcdserverpb.KV"),
+            ("/nobody.Nothing/At", "unknown service nobody.Nothing"),
+            ("/kvorum.Node/Hello", "unknown service kvorum.Node"),
+        ):
+            with pytest.raises(grpc.RpcError) as refused:
+                channel.unary_unary(path)(b"", timeout=15)
+            assert (refused.value.code(), refused.value.details()) == (grpc.StatusCode.UNIMPLEMENTED, text)
+
+
+def test_a_message_over_the_limit_of_the_transport_is_refused_by_it(cluster: Cluster) -> None:
+    """1.5 MiB and 512 KiB; grpc-go's words. The native limit is that of a frame (test_bad_input.py)."""
+    at = Gate(cluster)
+    code, text = at.told(Put(key=b"a", value=bytes(LARGEST)))
+    size = len(Put(key=b"a", value=bytes(LARGEST)).SerializeToString())
+    assert (code, text) == (
+        Code.RESOURCE_EXHAUSTED, f"grpc: received message larger than max ({size} vs. {LARGEST})",
+    )  # fmt: skip
+    assert at.told(Put(key=b"a", value=bytes(LARGEST - 100))) == TOO_LARGE
+    at.close()
 
 
 @pytest.mark.parametrize("what", ["below the compaction", "before time", "an empty range", "an id twice"])
@@ -242,27 +312,122 @@ def test_a_watch_that_cannot_be_is_created_and_cancelled_with_the_reason(cluster
         assert reason in last.cancel_reason
 
 
-def test_past_the_quota_what_takes_space_is_refused_and_the_rest_goes_on(
+Alarm = pb.AlarmRequest
+LIST = Alarm()
+
+
+def listed(at: Way) -> list[tuple[int, int]]:
+    return [(alarm.memberID, alarm.alarm) for alarm in at.answer(LIST).alarms]
+
+
+def fill(at: Way) -> None:
+    """Until it is refused."""
+    for number in range(200):
+        told = at.told(Put(key=b"fill%d" % number, value=random.Random(number).randbytes(100_000)))
+        if told != DONE:
+            assert told == NO_ROOM
+            return
+    raise AssertionError("the quota was never reached")
+
+
+def test_past_the_quota_an_alarm_stands_until_somebody_takes_it_back(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """RELIABILITY 3, F16, api.md 10.2: put, txn with put and lease grant are refused on every member, after restarts,
+    too; reads, deletions, compaction and revocation are the way out."""
+    settings = {"quota-backend-bytes": str(4 << 20), "heartbeat-interval": "10"}  # flushed every 3 s
+    with Cluster(tmp_path_factory.mktemp("quota"), nodes=3, settings=settings) as cluster:
+        at, elsewhere = Gate(cluster, 0), Wire(cluster, 1)
+        lease = at.answer(pb.LeaseGrantRequest(TTL=600)).ID
+        assert at.told(Put(key=b"leased", lease=lease)) == DONE
+        fill(at)
+        member = at.answer(LIST).header.member_id
+        assert (member, pb.NOSPACE) in listed(elsewhere), "who is told so finds the alarm"
+        text = f"memberID:{member} alarm:NOSPACE "
+        for node, way in ((0, at), (1, elsewhere)):
+            assert text in way.answer(pb.StatusRequest()).errors
+            assert way.told(Put(key=b"a")) == NO_ROOM
+            assert way.told(txn(Put(key=b"a"))) == NO_ROOM
+            assert way.told(txn(otherwise=(Put(key=b"a"),), compare=(IS,))) == NO_ROOM
+            assert way.told(txn(txn(Put(key=b"a")))) == NO_ROOM
+            assert way.told(pb.LeaseGrantRequest(TTL=60)) == NO_ROOM
+            assert way.told(Range(key=b"fill0")) == DONE
+            assert way.told(txn(Range(key=b"fill0"))) == DONE
+            assert way.told(txn(Delete(key=b"no such key"), compare=(IS,))) == DONE
+            assert cluster.http(node, "/health") == (503, '{"health":"false","reason":"ALARM NOSPACE"}\n')
+            assert cluster.http(node, "/health?exclude=NOSPACE")[0] == 200
+            assert cluster.http(node, "/readyz")[0] == 200
+            assert cluster.metric(node, f'etcd_debugging_server_alarms{{alarm_type="NOSPACE",server_id="{member:x}"}}')
+        assert at.told(pb.LeaseRevokeRequest(ID=lease)) == DONE
+        assert at.told(Delete(key=b"fill", range_end=b"g")) == DONE
+        stands = listed(at)  # others may have noticed the same
+        assert at.told(pb.CompactionRequest(revision=at.revision(), physical=True), 60.0) == DONE
+        at.close()
+        for node in range(3):
+            cluster.destroy(node)
+        for node in range(3):
+            cluster.start(node, wait=False)
+        at.close()
+        at = Gate(cluster, 0)
+        eventually(lambda: at.told(Range(key=b"fill0")) == DONE, 60.0, "ready again")
+        eventually(lambda: at.answer(pb.StatusRequest()).dbSize < 3 << 20, 60.0, "room again")
+        assert listed(at) == stands
+        assert at.told(Put(key=b"a")) == NO_ROOM, "also when there is room"
+        for of, kind in stands:
+            gone = at.answer(Alarm(action=Alarm.DEACTIVATE, memberID=of, alarm=kind)).alarms  # type: ignore[arg-type]
+            assert [(one.memberID, one.alarm) for one in gone] == [(of, kind)]
+        elsewhere.close()
+        elsewhere = Wire(cluster, 1)
+        for way in (at, elsewhere):
+            assert listed(way) == []
+            assert way.told(Put(key=b"a", value=bytes(1000))) == DONE
+        at.close()
+        elsewhere.close()
+
+
+def test_a_cluster_said_to_be_corrupt_changes_nothing_until_that_is_taken_back(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """RELIABILITY 3, F16: put and txn with put are refused; reads, deletes and compaction are the way out."""
-    settings = {"quota-backend-bytes": str(4 << 20), "heartbeat-interval": "10"}  # flushed every 3 s
-    with Cluster(tmp_path_factory.mktemp("quota"), nodes=1, settings=settings) as cluster:
-        at = Wire(cluster)
-        told = DONE
-        for number in range(200):
-            told = at.told(Put(key=b"fill%d" % number, value=random.Random(number).randbytes(100_000)))
-            if told != DONE:
-                break
-        assert told == NO_ROOM
-        assert at.told(txn(Put(key=b"a", value=bytes(100_000)))) == NO_ROOM
-        assert at.told(txn(otherwise=(Put(key=b"a", value=bytes(100_000)),), compare=(IS,))) == NO_ROOM
-        assert at.told(Range(key=b"fill0")) == DONE
-        assert at.told(txn(Range(key=b"fill0"))) == DONE
-        assert at.told(Delete(key=b"fill", range_end=b"g")) == DONE
-        assert at.told(pb.CompactionRequest(revision=at.revision(), physical=True), 60.0) == DONE
-        eventually(lambda: at.told(Put(key=b"a", value=bytes(100_000))) == DONE, 60.0, "room again")
+    """RELIABILITY 3, api.md 10.2."""
+    with Cluster(tmp_path_factory.mktemp("corrupt"), nodes=1) as cluster:
+        at = Gate(cluster)
+        lease = at.answer(pb.LeaseGrantRequest(TTL=1)).ID
+        assert at.told(Put(key=b"leased", lease=lease)) == DONE
+        assert at.told(Alarm(action=Alarm.ACTIVATE, memberID=7, alarm=pb.CORRUPT)) == DONE
+        before = at.revision()
+        writes = (Put(key=b"a"), Delete(key=b"a"), txn(Put(key=b"a")), txn(Delete(key=b"a")))
+        others = (pb.CompactionRequest(revision=2), pb.LeaseGrantRequest(TTL=60), pb.LeaseRevokeRequest(ID=lease))
+        native = Wire(cluster)
+        for way in (at, native):
+            for request in (*writes, *others):
+                assert way.told(request) == CORRUPT
+            assert way.told(Range(key=b"leased")) == DONE
+            assert way.told(txn(Range(key=b"leased"))) == DONE
+            assert way.told(pb.HashKVRequest()) == DONE
+        native.close()
+        assert cluster.http(0, "/health") == (503, '{"health":"false","reason":"ALARM CORRUPT"}\n')
+        assert cluster.http(0, "/readyz/data_corruption") == (
+            503,
+            "[-]data_corruption failed: alarm activated: CORRUPT\n",
+        )
+        assert at.revision() == before, "nor has the lease ended"
+        assert at.told(Alarm(action=Alarm.DEACTIVATE, memberID=7, alarm=pb.CORRUPT)) == DONE
+        assert at.told(Put(key=b"a")) == DONE
+        eventually(lambda: not at.answer(Range(key=b"leased")).kvs, 40.0, "the end of the lease")
         at.close()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_only_the_leader_gives_leadership_away(tmp_path_factory: pytest.TempPathFactory, way: str) -> None:
+    with Cluster(tmp_path_factory.mktemp("leader"), nodes=2) as cluster:
+        leader = cluster.leader()
+        ends = [WAYS[way](cluster, node) for node in (leader, 1 - leader)]
+        ids = [end.answer(Range(key=b"a")).header.member_id for end in ends]
+        assert ends[1].told(pb.MoveLeaderRequest(targetID=ids[1])) == NOT_LEADER
+        assert ends[1].told(pb.MoveLeaderRequest(targetID=12345)) == NOT_LEADER
+        assert ends[0].told(pb.MoveLeaderRequest(targetID=12345)) == BAD_TRANSFEREE
+        assert ends[0].told(pb.MoveLeaderRequest(targetID=ids[0])) == DONE
+        assert ends[0].told(pb.MoveLeaderRequest(targetID=ids[1])) == DONE
+        for end in ends:
+            end.close()
 
 
 def test_without_a_quorum_nothing_is_acknowledged_and_nobody_waits_for_ever(

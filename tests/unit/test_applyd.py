@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import pytest
 
 from cluster.applyd import (
-    DISK_RESERVE_BYTES,
     FLUSH_ROOM_BYTES,
     FLUSH_TICKS,
     FRESH_ELECTIONS,
@@ -32,6 +31,7 @@ from cluster.internal import (
 )
 from cluster.links import ClientFrame
 from cluster.metrics import ApplyBoard
+from cluster.quota import DISK_RESERVE_BYTES
 from kvorum import etcd_pb2 as pb
 from kvorum import wire
 from kvorum.errors import Code
@@ -412,21 +412,95 @@ def test_a_backlog_refuses_writes_at_once_and_reads_go_on(stage: Stage) -> None:
     assert answers[2][0] == Code.OK
 
 
-def test_over_the_quota_puts_are_refused_and_deletes_are_not() -> None:
+NO_SPACE = (Code.RESOURCE_EXHAUSTED, b"etcdserver: mvcc: database space exceeded")
+
+
+def alarm(id: int, action: int, member: int = 1) -> bytes:
+    request = pb.AlarmRequest(action=action, memberID=member, alarm=pb.NOSPACE)  # type: ignore[arg-type]
+    return wire.encode(Method.ALARM, Kind.CALL, 0, id, request.SerializeToString())
+
+
+@pytest.fixture
+def full() -> Stage:
+    """Its store is as large as it may be."""
     stage = Stage(quota_bytes=100)
     stage.attach()
+    stage.catch_up()
+    stage.raft.clear()
     stage.apply.node.store_bytes = 1000
+    return stage
+
+
+def test_over_the_quota_puts_are_refused_with_an_alarm_and_deletes_are_not(full: Stage) -> None:
+    """etcd: who is told that there is no space finds the alarm."""
     delete = pb.DeleteRangeRequest(key=b"a").SerializeToString()
-    stage.turn(ClientFrame(b"c", put(1, b"a") + wire.encode(Method.DELETE_RANGE, Kind.CALL, 0, 2, delete)))
-    assert stage.answers() == {1: (Code.RESOURCE_EXHAUSTED, b"etcdserver: mvcc: database space exceeded")}
-    stage.commit(*proposals(stage))
-    assert stage.answers()[2][0] == Code.OK
+    full.turn(ClientFrame(b"c", put(1, b"a") + wire.encode(Method.DELETE_RANGE, Kind.CALL, 0, 2, delete)))
+    full.turn(ClientFrame(b"c", put(3, b"a")))
+    assert full.answers() == {}
+    proposed = proposals(full)
+    assert len(proposed) == 2, "one alarm for all, and the deletion"
+    full.commit(*proposed)
+    answers = full.answers()
+    assert (answers[1], answers[2][0], answers[3]) == (NO_SPACE, Code.OK, NO_SPACE)
+    assert full.keyspace.alarms.raised == {(pb.NOSPACE, 1)}
+    full.turn(ClientFrame(b"c", put(4, b"a")))
+    assert full.answers() == {4: NO_SPACE}, "at once: it stands"
+    assert proposals(full) == []
+
+
+def test_an_alarm_stands_until_it_is_taken_back_and_is_raised_again_by_the_next(full: Stage) -> None:
+    full.turn(ClientFrame(b"c", put(1, b"a")))
+    full.commit(*proposals(full))
+    assert full.answers() == {1: NO_SPACE}
+    full.apply.node.store_bytes = -1000
+    full.turn(ClientFrame(b"c", put(2, b"a")))
+    full.commit(*proposals(full))
+    assert full.answers() == {2: NO_SPACE}, "by the log, though there is room"
+    full.turn(ClientFrame(b"c", alarm(3, pb.AlarmRequest.DEACTIVATE)))
+    full.commit(*proposals(full))
+    assert full.answers()[3][0] == Code.OK
+    full.apply.node.store_bytes = 1000
+    full.turn(ClientFrame(b"c", put(4, b"a")))
+    full.commit(*proposals(full))
+    assert full.answers() == {4: NO_SPACE}
+    assert full.keyspace.alarms.raised == {(pb.NOSPACE, 1)}
+
+
+def test_without_a_leader_who_finds_no_room_is_told_when_the_time_is_up(full: Stage) -> None:
+    full.turn(Status(full.session, 1, 0, 0), ClientFrame(b"c", put(1, b"a")))
+    full.tick(TIMEOUT - 1)
+    full.apply.node.store_bytes = 1000
+    assert full.answers() == {}
+    full.tick(1)
+    assert full.answers() == {1: NO_SPACE}
+    full.apply.node.store_bytes = 1000
+    full.turn(Status(full.session, 2, 2, 0), ClientFrame(b"c", put(2, b"a")))
+    full.commit(*proposals(full))
+    assert full.answers() == {2: NO_SPACE}, "and the next one raises it"
+
+
+def test_a_member_past_its_quota_by_what_others_admitted_raises_the_alarm(full: Stage) -> None:
+    """etcd checks again where it applies. A deletion is no reason to."""
+    delete, put = pb.DeleteRangeRequest(key=b"a"), pb.PutRequest(key=b"a")
+    for request, method, raised in ((delete, Method.DELETE_RANGE, 0), (put, Method.PUT, 1), (put, Method.PUT, 0)):
+        batch = wire.encode(method, Kind.CALL, 0, 1, request.SerializeToString())
+        full.commit(Propose(full.session, 1, pack_proposal(2, 1, full.index + 1, batch)))
+        assert len(proposals(full)) == raised
+
+
+def test_asking_for_alarms_is_a_read(full: Stage) -> None:
+    """Of what was agreed upon: it waits for a read index, and proposes nothing."""
+    full.turn(ClientFrame(b"c", alarm(1, pb.AlarmRequest.GET)))
+    assert full.answers() == {}
+    full.catch_up()
+    assert full.answers()[1][0] == Code.OK
+    assert proposals(full) == []
 
 
 def test_with_little_room_on_the_disk_puts_are_refused_until_there_is_more(stage: Stage) -> None:
     """F16: refused before they are in the log, where it is still clean to do so; what frees space goes on."""
     free = [DISK_RESERVE_BYTES + 10_000]
-    stage.apply._disk_free_bytes = lambda: free[0]
+    stage.apply._quota.free_bytes = lambda: free[0]
     stage.tick(1)
     delete = pb.DeleteRangeRequest(key=b"a").SerializeToString()
     calls = put(1, b"a", bytes(20_000)) + wire.encode(Method.DELETE_RANGE, Kind.CALL, 0, 2, delete) + put(3, b"a")
@@ -444,7 +518,7 @@ def test_a_flush_that_may_not_fit_on_the_disk_is_put_off(stage: Stage, monkeypat
     flushed: list[int] = []
     monkeypatch.setattr(stage.keyspace.engine, "begin_flush", flushed.append)
     free = [FLUSH_ROOM_BYTES - 1]
-    stage.apply._disk_free_bytes = lambda: free[0]
+    stage.apply._quota.free_bytes = lambda: free[0]
     stage.turn(ClientFrame(b"c", put(1, b"a")))
     stage.commit(*proposals(stage))
     stage.tick(FLUSH_TICKS + 10)

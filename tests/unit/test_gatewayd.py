@@ -349,7 +349,7 @@ def test_what_cannot_be_done_is_refused_with_the_reason(world: World, path: str,
 
 
 def test_requests_that_are_none_and_paths_that_nobody_knows(world: World) -> None:
-    world.event(edge.CALL, CALL, method=local("/etcdserverpb.Maintenance/Alarm"), payload=b"\xff")
+    world.event(edge.CALL, CALL, method=local("/v3lockpb.Lock/Lock"), payload=b"\xff")
     world.event(edge.UNKNOWN, CALL + 2, payload=b"/etcdserverpb.KV/Nothing")
     world.event(edge.UNKNOWN, CALL + 4, payload=b"/nobody.Nothing/At")
     assert [said.status for (said,) in world.front.said.values()] == [errors.Malformed.code, 12, 12]

@@ -568,17 +568,54 @@ def test_version(client: Client) -> None:
     assert b"Allow: GET\r\n" in client.got()
 
 
+NOSPACE, CORRUPT = "memberID:7 alarm:NOSPACE ", "memberID:8 alarm:CORRUPT "
+
+
+def alarms(world: World, *alarms: str) -> None:
+    """Apply answers which alarms stand, which etcd looks at first."""
+    asked = world.link.apply[-1]
+    assert asked.method == Method.STATUS
+    world.applied(asked, pb.StatusResponse(errors=alarms).SerializeToString())
+
+
 def test_health_reads(world: World, client: Client) -> None:
     client.get("/health")
-    read = pb.RangeRequest.FromString(world.link.apply[0].payload)
+    alarms(world)
+    read = pb.RangeRequest.FromString(world.link.apply[-1].payload)
     assert not read.serializable
-    world.applied(world.link.apply[0], b"")
+    world.applied(world.link.apply[-1], b"")
     assert said(client.got()) == (200, b'{"health":"true","reason":""}')
     client.get("/health?serializable=true")
-    assert pb.RangeRequest.FromString(world.link.apply[1].payload).serializable
-    world.applied(world.link.apply[1], b"etcdserver: request timed out", status=14)
+    alarms(world)
+    assert pb.RangeRequest.FromString(world.link.apply[-1].payload).serializable
+    world.applied(world.link.apply[-1], b"etcdserver: request timed out", status=14)
     text = b'{"health":"false","reason":"RANGE ERROR:etcdserver: request timed out"}\n'
     assert said(client.got()) == (503, text)
+
+
+@pytest.mark.parametrize(
+    ("query", "stand", "reason"),
+    [
+        ("", [NOSPACE], b"ALARM NOSPACE"),
+        ("?serializable=true", [NOSPACE], b"ALARM NOSPACE"),
+        ("", ["etcdserver: no leader", CORRUPT], b"ALARM CORRUPT"),
+        ("", ["alarm:7 "], b"ALARM UNKNOWN"),
+        ("?exclude=NOSPACE", [NOSPACE, CORRUPT], b"ALARM CORRUPT"),
+    ],
+)
+def test_health_says_which_alarm_stands(
+    world: World, client: Client, query: str, stand: list[str], reason: bytes
+) -> None:
+    client.get("/health" + query)
+    alarms(world, *stand)
+    assert said(client.got()) == (503, b'{"health":"false","reason":"' + reason + b'"}\n')
+
+
+def test_health_is_asked_to_overlook_an_alarm(world: World, client: Client) -> None:
+    client.get("/health?exclude=NOSPACE&exclude=CORRUPT")
+    alarms(world, NOSPACE, CORRUPT)
+    world.applied(world.link.apply[-1], b"")
+    assert said(client.got()) == (200, b'{"health":"true","reason":""}')
 
 
 def test_health_does_not_wait_for_ever(world: World, client: Client) -> None:
@@ -595,22 +632,31 @@ def test_health_does_not_wait_for_ever(world: World, client: Client) -> None:
 def test_health_without_a_leader(world: World, client: Client) -> None:
     world.gateway.leadership.known = False
     client.get("/health")
+    alarms(world, "etcdserver: no leader")
     assert said(client.got()) == (503, b'{"health":"false","reason":"RAFT NO LEADER"}\n')
     client.get("/readyz")
-    world.applied(world.link.apply[0], b"")
-    lines = b"[+]serializable_read ok\n[-]linearizable_read failed: etcdserver: no leader\n"
+    *_, corruption, read = world.link.apply
+    world.applied(corruption, b"")
+    world.applied(read, b"")
+    lines = b"[+]data_corruption ok\n[+]serializable_read ok\n[-]linearizable_read failed: etcdserver: no leader\n"
     assert said(client.got()) == (503, lines)
 
 
 def test_probes(world: World, client: Client) -> None:
     client.get("/livez")
-    world.applied(world.link.apply[0], b"")
+    world.applied(world.link.apply[-1], b"")
     assert said(client.got()) == (200, b"ok\n")
-    client.get("/readyz?verbose&exclude=linearizable_read")
-    world.applied(world.link.apply[1], b"")
+    client.get("/readyz?verbose&exclude=linearizable_read&exclude=data_corruption")
+    world.applied(world.link.apply[-1], b"")
     assert said(client.got()) == (200, b"[+]serializable_read ok\nok\n")
     client.get("/readyz/linearizable_read")
-    world.applied(world.link.apply[2], b"")
+    world.applied(world.link.apply[-1], b"")
+    assert said(client.got()) == (200, b"ok\n")
+    client.get("/readyz/data_corruption")
+    alarms(world, CORRUPT)
+    assert said(client.got()) == (503, b"[-]data_corruption failed: alarm activated: CORRUPT\n")
+    client.get("/readyz/data_corruption")
+    alarms(world, NOSPACE)
     assert said(client.got()) == (200, b"ok\n")
     client.get("/readyz/nothing")
     assert said(client.got()) == (404, b"404 page not found\n")
