@@ -663,8 +663,6 @@ class Applyd:
 
     def _measure(self) -> None:
         board, keyspace = self.board, self.keyspace
-        if not self._may_flush:
-            self._snapshots.give_up(NO_ROOM)
         size = self.node.store_bytes = keyspace.engine.size_bytes()
         board.db_size_bytes.set(size)
         board.db_size_in_use_bytes.set(size)  # what RocksDB would give back is not known to it
@@ -676,6 +674,8 @@ class Applyd:
         for alarm in board.alarms:
             board.alarms[alarm].set(float(alarm in keyspace.alarms.raised))
         self._quota.tick()
+        if not self._may_flush:
+            self._snapshots.give_up(NO_ROOM)
 
     def _expire(self) -> None:
         """Tell those whose time is up what is known of their request."""

@@ -1,8 +1,9 @@
 """The fake apply process."""
 
-import sys
+from collections.abc import Sequence
 
-from tests.fakes.child import main
+from tests.fakes import child
 
-if __name__ == "__main__":
-    sys.exit(main("apply"))
+
+def main(argv: Sequence[str]) -> int:
+    return child.main("apply", argv)

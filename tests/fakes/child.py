@@ -11,15 +11,16 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.child import die_with_parent
 from cluster.config import NodeConfig
 
 
-def main(name: str) -> int:
+def main(name: str, argv: Sequence[str]) -> int:
     die_with_parent()
-    config, epoch = NodeConfig.load(sys.argv[1]), int(sys.argv[2])
+    config, epoch = NodeConfig.load(argv[0]), int(argv[1])
     outside = Path(config.data_dir).parent
     with open(outside / "lives", "a", encoding="ascii") as file:
         file.write(f"{name} {epoch} {os.getpid()}\n")

@@ -659,7 +659,7 @@ def test_what_is_on_disk_already_needs_no_flush(stage: Stage) -> None:
 def test_a_full_disk_refuses_snapshots_and_gives_up_those_under_way(stage: Stage) -> None:
     stage.catch_up()
     free = [FLUSH_ROOM_BYTES]
-    stage.apply._disk_free_bytes = lambda: free[0]
+    stage.apply._quota.free_bytes = lambda: free[0]
     stage.turn(ClientFrame(b"c", snapshot(1)))
     begun = pb.SnapshotResponse.FromString(stage.answers()[1][1]).snapshot
     stage.turn(ClientFrame(b"c", snapshot(2, snapshot=begun)))
