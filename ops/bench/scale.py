@@ -1,6 +1,6 @@
 """How much one node bears: watchers by the ten thousand, leases by the million.
 
-    python -m ops.bench.scale [watchers-shared] [watchers-own] [leases] [expiry]
+    python -m ops.bench.scale [watchers-shared] [watchers-own] [idle] [leases] [expiry]
 
 Each runs once, on a fresh node of its own (etcd's too, where it is asked the same), and checks what it measures: every
 watcher must have been given exactly the events of its range. The rows are part of RESULTS.md.
@@ -29,7 +29,7 @@ from kvorum.wire import Method
 from ops.bench import loads
 from ops.bench.listeners import Audience
 from ops.bench.nativeload import rank
-from ops.bench.systems import ROOT, Cluster, Etcd, Kvorum, System, memory_mb, running
+from ops.bench.systems import ROOT, Cluster, Etcd, Gateway, Kvorum, System, memory_mb, running
 from ops.bench.workloads import Plan, Workload
 
 CONNECTIONS = 100
@@ -139,6 +139,31 @@ def _pump_for(audience: Audience, seconds: float) -> None:
 
 def _memory(cluster: Cluster) -> float:
     return statistics.mean(memory_mb(node)["pss"] for node in cluster.processes())
+
+
+def idle(system: System, under: Path, count: int) -> Row:
+    """`count` connections of etcd's Go client with a watch each, to one node, and nothing happens."""
+    loads.build_etcdload()
+    with running(system, 1, under) as cluster:
+        found = [_memory(cluster)]
+        began = clock()
+        took: list[float] = []
+
+        def connected(_: int) -> None:
+            took.append(clock() - began - plan.warmup_seconds)
+            found.append(_memory(cluster))
+
+        plan = Plan(warmup_seconds=3.0, window_seconds=1.0)
+        workload = Workload("put", 0, "", watchers=count)
+        measured = loads.measure(plan, workload, system, cluster, plan.seed, at_begin=connected)
+        return {
+            "title": f"{count:,} connections with a watch each, idle",
+            "system": "kvorum" if isinstance(system, Kvorum) else system.name,
+            "seconds": took[0],
+            "memory_mb": found,
+            "notes": f"{(found[1] - found[0]) / count * 1000:.0f} KB each; etcd's Go client",
+            "errors": measured.errors,
+        }
 
 
 # ---- leases
@@ -254,6 +279,7 @@ def own_key(number: int) -> tuple[bytes, bytes | None]:
 EXPERIMENTS: dict[str, Callable[[Path], list[Row]]] = {
     "watchers-shared": lambda under: [watchers(under, "10,000 watchers of 3 ranges", 10_000, 300, three_ranges)],
     "watchers-own": lambda under: [watchers(under, "100,000 watchers of a key each", 100_000, 3000, own_key)],
+    "idle": lambda under: [idle(Etcd(), under, 1000), idle(Gateway(), under, 1000)],
     "leases": lambda under: [leases(Etcd(), under, LEASES), leases(Kvorum(), under, LEASES)],
     "expiry": lambda under: [expiry(under, LEASES)],
 }
