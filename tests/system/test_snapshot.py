@@ -370,6 +370,15 @@ def test_an_export_that_dies_is_told_to_its_client_alone(slow: Cluster, tmp_path
     assert sum(path.name in ("dies.db", "lives.db") for path in tmp_path.iterdir()) == 1
 
 
+def test_an_export_that_cannot_open_the_store_says_why(tmp_path: Path) -> None:
+    settings = {"KVORUM_FAILPOINT": "export.begin:error(EMFILE)"}
+    with Cluster(tmp_path / "cluster", nodes=1, environment=settings) as cluster:
+        refused = save(cluster, tmp_path / "snapshot.db")
+        assert (refused.returncode, "cannot be begun: [Errno 24]" in refused.stderr) == (INTERRUPTED, True), (
+            refused.stderr
+        )
+
+
 @pytest.mark.parametrize("process", ["apply", "gateway"])
 def test_what_dies_leaves_nothing_behind_and_the_next_snapshot_is_whole(
     slow: Cluster, tmp_path: Path, process: str
