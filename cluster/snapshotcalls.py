@@ -7,6 +7,7 @@
 A piece is asked for when all that came before has been handed over to the edge, and only while its client reads: so a
 call holds a piece here and what the edge lets one call hold. Whoever goes takes the snapshot along. If apply dies, the
 stream breaks off with "connection lost": what a client has by then lacks its checksum, and etcd's tools refuse it.
+Pure.
 """
 
 from __future__ import annotations

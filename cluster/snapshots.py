@@ -20,7 +20,7 @@ ends (cluster/child.py), or when it can't go on: then its client is told so, nob
 which the store has replaced take their room until then; when the disk gets full, snapshots are the first thing to be
 given up.
 
-Whoever has all the bytes can tell: their checksum is the last of them.
+Whoever has all the bytes can tell: their checksum is the last of them. Pure.
 """
 
 from __future__ import annotations

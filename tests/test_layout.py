@@ -63,8 +63,10 @@ def pure_modules() -> list[Path]:
         "ranges",
         "recipes",
         "ring",
+        "snapshotcalls",
+        "snapshots",
     )
-    client = ("wire", "errors", "watching", "leasing", "endpoints")
+    client = ("wire", "errors", "watching", "leasing", "endpoints", "snapshots")
     one_by_one = [ROOT / f"cluster/{name}.py" for name in cluster] + [ROOT / f"kvorum/{name}.py" for name in client]
     return [*modules("cluster/raft"), *storage, *one_by_one]
 

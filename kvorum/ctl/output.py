@@ -28,8 +28,8 @@ class Health(NamedTuple):
 
 
 class SnapshotStatus(NamedTuple):
-    """What is in a snapshot file: CRC-32C, newest revision, entries of all buckets, bytes of the database, and the
-    version of etcd that its schema is of, where it says one."""
+    """What is in a snapshot file, as etcdutl 3.6 says it: CRC-32C, newest revision, keys that there are then, bytes of
+    the database, and the version of etcd that its schema is of, where it says one."""
 
     hash: int
     revision: int

@@ -12,8 +12,10 @@ import os
 from pathlib import Path
 
 import click
+from google.protobuf.message import DecodeError
 
 from kvorum import errors
+from kvorum import etcd_pb2 as pb
 from kvorum.ctl.bolt import Crc32c, Damaged, File
 from kvorum.ctl.common import Command, Group, Settings, with_settings
 from kvorum.ctl.failure import Exit, Failure
@@ -21,6 +23,8 @@ from kvorum.ctl.output import SnapshotStatus
 from kvorum.snapshots import CHECKSUM_BYTES
 
 _HASH_BYTES = 1 << 20
+_DELETED = b"t"
+"""Behind the revision of a change, 8 bytes and _ and 8 bytes, if it was a deletion."""
 
 
 @click.group("snapshot", cls=Group, short_help="Manages snapshots of a node")
@@ -71,7 +75,7 @@ def status(settings: Settings, filename: tuple[Path, ...]) -> None:
     printer.refuse("protobuf")
     try:
         found = _status(filename[0])
-    except (OSError, Damaged) as error:
+    except (OSError, Damaged, DecodeError) as error:
         raise Failure(Exit.ERROR, str(error)) from None
     printer.snapshot_status(found)
 
@@ -90,23 +94,24 @@ def _status_of(data: memoryview) -> SnapshotStatus:
     database = File(data)
     crc = Crc32c()
     gathered = bytearray()
-    revision = keys = 0
+    revision, keys = 0, set[bytes]()
     version = ""
     for name, entries in database.buckets():
         gathered += name
         for key, value in entries:
             gathered += key
             gathered += value
-            keys += 1
             if name == b"key":
                 revision = int.from_bytes(key[:8], "big")
+                change = keys.discard if key[17:] == _DELETED else keys.add
+                change(pb.KeyValue.FromString(value).key)
             elif (name, key) == (b"meta", b"storageVersion"):
                 version = value.decode("utf-8", "replace")
             if len(gathered) > _HASH_BYTES:
                 crc.update(bytes(gathered))
                 gathered.clear()
     crc.update(bytes(gathered))
-    return SnapshotStatus(crc.value, revision, keys, database.size, version)
+    return SnapshotStatus(crc.value, revision, len(keys), database.size, version)
 
 
 def _private(path: str, flags: int) -> int:

@@ -91,7 +91,8 @@ def test_a_small_bucket_that_lies_in_its_parents_page_is_read() -> None:
     assert read(bytes(data)) == {b"name": [(b"k", b"vv")]}
 
 
-SAMPLE = written({b"key": [(b"%04d" % number, bytes(number)) for number in range(200)], b"meta": [(b"term", b"1")]})
+KV = pb.KeyValue(key=b"k", value=bytes(100)).SerializeToString()
+SAMPLE = written({b"key": [(b"%08d" % number, KV) for number in range(200)], b"meta": [(b"term", b"1")]})
 
 
 @settings(max_examples=300, deadline=None)

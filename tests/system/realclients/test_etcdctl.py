@@ -9,6 +9,7 @@ All but a few talk to the first member alone: what one member has answered, it h
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -339,6 +340,27 @@ def test_locks_and_elections(ctls: tuple[Ctl, Ctl]) -> None:
         assert mine == real
         mine, real = pool.map(lambda ctl: ctl.do("get --prefix ''  -w json"), ctls)
         assert mine == real
+
+
+def test_snapshots(ctls: tuple[Ctl, Ctl], tmp_path: Path) -> None:
+    """Saved in the same words. Either version's `snapshot status` takes the file, and finds the revision in it."""
+    target, aside = tmp_path / "snapshot.db", re.compile(r'"(took|ts)":("[^"]*"|[0-9.e-]+)')
+    told, found = [], []
+    for ctl in ctls:
+        ctl.do("put in-a-snapshot v")
+        revision = json.loads(ctl._run(["get", "in-a-snapshot", "-w", "json"], "").stdout)["header"]["revision"]
+        ran = ctl.do(f"snapshot save {target}")
+        assert ran.code == 0, ran
+        told.append([aside.sub("", line) for line in ran.lines])
+        status = json.loads(ctl._run(["snapshot", "status", str(target), "-w", "json"], "").stdout)
+        found.append((set(status), status["revision"] - revision, status["totalSize"] % 4096))
+        target.unlink()
+    assert told[0] == told[1]
+    assert found[0] == found[1]
+    assert found[0][1:] == (0, 0)
+    assert not (tmp_path / "snapshot.db.part").exists()
+    for ctl in ctls:
+        assert ctl.do(f"snapshot save {target}", everywhere=True).code  # of one member only
 
 
 def test_moving_the_leader(ctls: tuple[Ctl, Ctl]) -> None:
