@@ -43,6 +43,7 @@ setup(
         "rocksdict>=0.3.29",
         "sortedcontainers>=2.4",
         "tabulate>=0.9",
+        "wsproto>=1.2",
     ],
     extras_require={
         "compile": ["mypy>=1.11", "setuptools>=65"],

@@ -84,6 +84,17 @@ class Exchange(Protocol):
 
     def chunk(self, body: bytes) -> None: ...
     def finish(self) -> None: ...
+    def switch(self, headers: Iterable[tuple[str, str]], taker: Callable[[Line], Taker]) -> None:
+        """101: from now on the connection's bytes are another protocol's, and go to this Taker. When the request is
+        whole."""
+        ...
+
+
+class Line(Protocol):
+    """A connection that has switched to another protocol."""
+
+    def write(self, data: bytes) -> None: ...
+    def close(self) -> None: ...
 
 
 Route = Callable[[Request, Exchange], Taker]
@@ -142,12 +153,20 @@ class _Exchange:
             connection.send(h11.EndOfMessage())
             connection.answered()
 
+    def switch(self, headers: Iterable[tuple[str, str]], taker: Callable[[Line], Taker]) -> None:
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            connection.send(
+                h11.InformationalResponse(status_code=101, headers=[*headers], reason="Switching Protocols")
+            )
+            connection.switched(taker)
+
     def abandon(self) -> None:
         self._connection = None
 
     def _head(self, status: int, fields: Headers) -> h11.Response:
         connection = self._connection
-        if connection is not None and connection.http.their_state is not h11.DONE:
+        if connection is not None and not connection.whole:
             fields = [*fields, ("Connection", "close")]  # nobody will read the rest of the body
         try:
             reason = HTTPStatus(status).phrase
@@ -164,11 +183,15 @@ class _Connection:
         self.taker: Taker | None = None
         self.held = 0  # bytes of requests that aren't answered
         self.blocked = self.paused = self.running = self.closing = False
+        self.other = False  # it speaks another protocol now
 
     # ---- in
 
-    def bytes(self, data: bytes) -> None:
+    def take(self, data: bytes) -> None:
         if self.closing:
+            return
+        if self.other:
+            self._other_bytes(data)
             return
         self.hold(len(data))
         self.http.receive_data(data)
@@ -187,6 +210,14 @@ class _Connection:
                 self.owner.tell(edge.PAUSE, self.id)
         self.owner.watch_over(self)
 
+    def _other_bytes(self, data: bytes) -> None:
+        assert self.taker is not None
+        self.taker.data(data)
+        if not self.closing:
+            self.hold(len(self.taker) - self.held)
+            if self.owner.held > HELD_BYTES_MAX and self.held:
+                self.close()
+
     @property
     def whole(self) -> bool:
         """The request has come to its end, and none begins before it is answered."""
@@ -202,7 +233,7 @@ class _Connection:
             return
         self.running = True
         try:
-            while not self.closing and not (self.blocked if self.exchange is None else self.whole):
+            while not self.closing and not self.other and not (self.blocked if self.exchange is None else self.whole):
                 event = self.http.next_event()
                 if event is h11.NEED_DATA:
                     self._need_data()
@@ -245,10 +276,12 @@ class _Connection:
 
     def half_closed(self) -> None:
         """The client says no more. Who waits for a stream's next line would not say so: it has gone."""
-        if self.exchange is not None and (self.exchange.started or (self.taker is not None and self.taker.endless)):
+        if self.other or (
+            self.exchange is not None and (self.exchange.started or (self.taker is not None and self.taker.endless))
+        ):
             self.close()
         else:
-            self.bytes(b"")
+            self.take(b"")
 
     # ---- out
 
@@ -257,6 +290,19 @@ class _Connection:
             self.owner.tell(edge.WRITE, self.id, b"".join([self.http.send(event) or b"" for event in events]))
         except h11.LocalProtocolError as error:
             raise AssertionError(f"an answer that HTTP has no place for: {error}") from error
+
+    def write(self, data: bytes) -> None:
+        self.owner.tell(edge.WRITE, self.id, data)
+
+    def switched(self, taker: Callable[[Line], Taker]) -> None:
+        ahead = self.http.trailing_data[0]
+        self.exchange, self.other = None, True
+        self.hold(-self.held)
+        self.taker = found = taker(self)
+        if self.closing:
+            found.gone()
+        elif ahead:
+            self._other_bytes(ahead)
 
     def answered(self) -> None:
         self.exchange = self.taker = None
@@ -319,7 +365,7 @@ class Connections:
             connection = self._all.get(id)
             if connection is None:
                 connection = self._all[id] = _Connection(self, id, secure=False)
-            connection.bytes(data)
+            connection.take(data)
             return
         if kind == edge.OPENED:
             self._all[id] = _Connection(self, id, secure=True)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from google.protobuf.message import Message
 
 from cluster.access import Access
-from cluster.http1 import JSON, TEXT, Connections, Exchange, Later, Request, Taker
+from cluster.http1 import JSON, TEXT, Connections, Exchange, Later, Line, Request, Taker
 from cluster.jsonheaders import LATE, BadTimeout, Deadlines, Metadata, metadata_of
 from cluster.jsontext import BadJson, Objects, message_of, quoted, text_of
 from cluster.local_answers import LOCAL, STREAMS
@@ -410,6 +410,14 @@ class JsonWay:
             return Later(lambda: exchange.answer(200, b"", ""))
         if not path.startswith("/v3/"):
             return Later(lambda: self._pages.get(request.method, request.target, exchange))
+        if "upgrade" in request.headers:
+            from cluster import websocket  # for who never asks: 1 MB
+
+            if websocket.wanted(request):
+                return websocket.Upgrade(request, exchange, lambda post, socket: self._post(path, post, socket))
+        return self._post(path, request, exchange)
+
+    def _post(self, path: str, request: Request, exchange: Exchange) -> Taker:
         if path not in PATHS:
             return Later(lambda: exchange.answer(404, _NOT_FOUND))
         if request.method != "POST":
@@ -464,3 +472,6 @@ class _Over2:
     def finish(self) -> None:
         self._gateway.to_edge(edge.END, self._id)
         self._over()
+
+    def switch(self, headers: Iterable[tuple[str, str]], taker: Callable[[Line], Taker]) -> None:
+        raise AssertionError("HTTP/2 has no Upgrade")

@@ -19,7 +19,16 @@ from setuptools import Distribution
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 EDGE_SOURCES = (
-    *("edge.c", "edge_answer.c", "edge_conn.c", "edge_grpc.c", "edge_http2.c", "edge_selfsigned.c", "edge_tls.c"),
+    *(
+        "edge.c",
+        "edge_answer.c",
+        "edge_conn.c",
+        "edge_grpc.c",
+        "edge_gzip.c",
+        "edge_http2.c",
+        "edge_selfsigned.c",
+        "edge_tls.c",
+    ),
     *("edge_util.c", "edge_write.c"),
 )
 FLAGS = ["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden", "-pthread"]
@@ -78,7 +87,7 @@ def edge_ffi() -> FFI:
         sources=[f"native/{source}" for source in EDGE_SOURCES],
         include_dirs=["native"],
         depends=["native/edge.h", "native/edge_inside.h"],
-        libraries=["nghttp2", "ssl", "crypto"],
+        libraries=["nghttp2", "ssl", "crypto", "z"],
         extra_compile_args=FLAGS,
     )
     return ffi

@@ -92,6 +92,7 @@ void edge_free(struct edge *e) {
     nghttp2_session_callbacks_del(e->callbacks);
     nghttp2_option_del(e->option);
     edge_tls_free(e);
+    edge_gzip_free(e);
     if (e->epoll >= 0) close(e->epoll);
     if (e->clock >= 0) close(e->clock);
     if (e->spare >= 0) close(e->spare);

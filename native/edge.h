@@ -23,7 +23,7 @@
  *
  * For one thread. Nothing here blocks but edge_poll() when told to. Files: edge.c (this page), edge_conn.c (sockets and
  * their lives), edge_write.c, edge_tls.c, edge_selfsigned.c, edge_http2.c (sessions), edge_grpc.c (calls and messages),
- * edge_answer.c, edge_util.c (memory, time, the batch). */
+ * edge_gzip.c, edge_answer.c, edge_util.c (memory, time, the batch). */
 #ifndef KVORUM_EDGE_H
 #define KVORUM_EDGE_H
 

@@ -77,21 +77,21 @@ struct edge_call *edge_call_new(struct edge_connection *k, int32_t stream) {
 }
 
 /* What is held for a call that isn't whole: the message being assembled, the token. */
-static void hold(struct edge_call *c, int64_t bytes) {
+void edge_call_hold(struct edge_call *c, int64_t bytes) {
     c->connection->inbound += (uint64_t)bytes;
     c->connection->edge->stats.inbound += (uint64_t)bytes;
 }
 
 static void drop_token(struct edge_call *c) {
     edge_release(c->connection->edge, c->token);
-    hold(c, -(int64_t)c->token_length);
+    edge_call_hold(c, -(int64_t)c->token_length);
     c->token = NULL;
     c->token_length = 0;
 }
 
 static void drop_message(struct edge_call *c) {
     edge_release(c->connection->edge, c->message);
-    hold(c, -(int64_t)c->room);
+    edge_call_hold(c, -(int64_t)c->room);
     c->message = NULL;
     c->have = c->want = c->room = 0;
 }
@@ -165,7 +165,7 @@ static void note_token(struct edge_call *c, uint8_t which, const uint8_t *value,
         c->bad = BAD_HEADERS_TOO_LARGE;
     } else if (keep(e, &c->token, &c->token_length, value, length)) {
         c->metadata = (uint8_t)((c->metadata & EDGE_HAS_LEADER) | which);
-        hold(c, (int64_t)length);
+        edge_call_hold(c, (int64_t)length);
     } else {
         e->failed = true;
     }
@@ -284,7 +284,7 @@ void edge_call_begun(struct edge_call *c) {
 /* ---- messages */
 
 /* Have room for `more` bytes of the `want` that there will be. */
-static bool grow(struct edge_call *c, uint32_t more, uint32_t want) {
+bool edge_call_grow(struct edge_call *c, uint32_t more, uint32_t want) {
     struct edge_connection *k = c->connection;
     struct edge *e = k->edge;
     if (c->room - c->have >= more) return true;
@@ -301,7 +301,7 @@ static bool grow(struct edge_call *c, uint32_t more, uint32_t want) {
         drop_message(c);
         return false;
     }
-    hold(c, (int64_t)added);
+    edge_call_hold(c, (int64_t)added);
     c->message = message;
     c->room = (uint32_t)room;
     return true;
@@ -316,7 +316,7 @@ static bool admit(struct edge_call *c) {
         edge_answer_refuse(c, 200, GRPC_INTERNAL, "grpc: received unexpected payload format %u", f[0]);
     else if (f[0] && !c->encoding[0])
         edge_answer_refuse(c, 200, GRPC_INTERNAL, "grpc: compressed flag set with identity or empty encoding");
-    else if (f[0])
+    else if (c->encoding[0] && strcmp(c->encoding, "gzip"))
         edge_answer_refuse(c, 200, GRPC_UNIMPLEMENTED, "grpc: Decompressor is not installed for grpc-encoding \"%s\"",
                            c->encoding);
     else if (c->want > e->config.message_max)
@@ -331,6 +331,7 @@ static bool admit(struct edge_call *c) {
 
 static void complete(struct edge_call *c) {
     struct edge *e = c->connection->edge;
+    if (c->framing[0] && !edge_gzip_unpack(c)) return;
     c->framing_have = 0;
     c->flags &= (uint16_t)~CALL_GREW;
     e->stats.messages_in++;
@@ -349,7 +350,7 @@ static void take_plain(struct edge_call *c, const uint8_t *data, size_t size) {
         c->bad = BAD_BODY_TOO_LARGE;
         drop_message(c);
     }
-    if (c->bad || !grow(c, (uint32_t)size, UINT32_MAX)) return;
+    if (c->bad || !edge_call_grow(c, (uint32_t)size, UINT32_MAX)) return;
     memcpy(c->message + c->have, data, size);
     c->have += (uint32_t)size;
 }
@@ -364,7 +365,7 @@ static void take(struct edge_call *c, const uint8_t *data, size_t size) {
         }
         uint32_t n = c->want - c->have;
         if (n > size) n = (uint32_t)size;
-        if (n && !grow(c, n, c->want)) return;
+        if (n && !edge_call_grow(c, n, c->want)) return;
         if (n) memcpy(c->message + c->have, data, n);
         c->have += n;
         data += n;

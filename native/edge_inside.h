@@ -22,6 +22,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <zlib.h>
 
 #include "edge.h"
 
@@ -266,6 +267,7 @@ struct edge {
     nghttp2_option *option;
     nghttp2_mem memory;
     struct edge_tls tls;
+    z_stream inflater;              /* its state is NULL until the first message that is compressed */
     struct edge_stats stats;
 };
 
@@ -344,7 +346,14 @@ void edge_call_grant(struct edge_call *c);
 void edge_call_list(struct edge_call *c, struct edge_call **list, uint16_t flag);     /* enter it, set the flag */
 void edge_call_unlist(struct edge_call *c, struct edge_call **list, uint16_t flag);   /* leave it, if the flag is set */
 void edge_call_drop(struct edge_call *c, uint32_t error_code); /* its stream is closed: frees it */
+void edge_call_hold(struct edge_call *c, int64_t bytes);       /* more, or less, is held for it */
+bool edge_call_grow(struct edge_call *c, uint32_t more, uint32_t want);   /* room in its message; false: it is refused */
 bool edge_method_add(struct edge *e, const struct edge_method *m);
+
+/* ---- edge_gzip.c */
+
+bool edge_gzip_unpack(struct edge_call *c);                    /* its whole message; false: it is refused */
+void edge_gzip_free(struct edge *e);
 
 /* ---- edge_answer.c: and out */
 

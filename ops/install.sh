@@ -2,7 +2,7 @@
 # Install kvorum from this clone into .venv/, with what it takes to run it (`run`) or to test it too (`test`).
 #
 # What the machine lacks is installed with apt-get, and only that: Python 3.11 with venv and headers, a C compiler,
-# nghttp2 and OpenSSL with their headers, and to test with: curl, and Debian's etcdctl.
+# nghttp2, OpenSSL and zlib with their headers, and to test with: curl, and Debian's etcdctl.
 # Nothing outside .venv/ and those packages is touched. Done again, it does nothing: a stamp in .venv/ remembers the state
 # of everything that the installation depends on.
 set -eu
@@ -60,7 +60,7 @@ command -v cc > /dev/null || command -v gcc > /dev/null || apt gcc libc6-dev
 headers=$(.venv/bin/python -c 'import os, sysconfig; print(os.path.join(sysconfig.get_paths()["include"], "Python.h"))')
 [ -f "$headers" ] || apt "$(basename "$(dirname "$headers")")-dev"
 has_header() { echo "#include <$1>" | cc -E -x c - > /dev/null 2>&1; }
-has_header nghttp2/nghttp2.h && has_header openssl/ssl.h || apt libnghttp2-dev libssl-dev
+has_header nghttp2/nghttp2.h && has_header openssl/ssl.h && has_header zlib.h || apt libnghttp2-dev libssl-dev zlib1g-dev
 [ "$what" != test ] || command -v curl > /dev/null || apt curl
 # Its tests are left out where there is none: not every distribution has it.
 [ "$what" != test ] || [ -x /usr/bin/etcdctl ] || ! apt-cache show etcd-client > /dev/null 2>&1 || apt etcd-client

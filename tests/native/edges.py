@@ -6,6 +6,7 @@ socket, in step with an edge that the test itself polls, so that nothing depends
 
 from __future__ import annotations
 
+import gzip
 import socket
 import struct
 import threading
@@ -332,9 +333,15 @@ def connections() -> Iterator[bytes]:
             headers = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "test"}
             headers |= {"content-type": "application/grpc", "te": "trailers", "grpc-timeout": f"{i}0S"}
             headers |= {"token": "secret"} if i == 2 else {"hasleader": "true"} if i == 3 else {}
+            if (seed + i) % 3 == 0:
+                headers |= {"grpc-encoding": "gzip"}
             stream = client.get_next_available_stream_id()
             client.send_headers(stream, list(headers.items()))
-            client.send_data(stream, framed(b"10 100" * i), end_stream=i == 1)
+            message = framed(b"10 100" * i)
+            if "grpc-encoding" in headers:
+                packed = gzip.compress(b"10 100" * i, mtime=0)
+                message = struct.pack(">BI", 1, len(packed)) + packed
+            client.send_data(stream, message, end_stream=i == 1)
             client.send_data(stream, framed(b"")) if i == 2 else None
             client.ping(b"12345678")
         client.reset_stream(3)

@@ -86,7 +86,7 @@ class Target(NamedTuple):
 TARGETS = {
     "wal": Target(("fuzz_wal.c", "wal_read.c", "crc32c.c"), write_segments),
     "plain": Target(("fuzz_plain.c", "plain.c"), write_batches),
-    "edge": Target(("fuzz_edge.c", *EDGE_SOURCES), write_connections, ("nghttp2", "ssl", "crypto")),
+    "edge": Target(("fuzz_edge.c", *EDGE_SOURCES), write_connections, ("nghttp2", "ssl", "crypto", "z")),
 }
 
 
