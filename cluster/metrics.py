@@ -307,7 +307,7 @@ class GatewayBoard(Board):
     def __init__(self) -> None:
         super().__init__()
         self.calls = self.counter("kvorum_gateway_calls_total", "Calls of etcd's API that came in.")
-        self.streams = self.gauge("kvorum_gateway_streams", "Watch and lease streams that are open.")
+        self.streams = self.gauge("kvorum_gateway_streams", "Watch, lease and range streams that are open.")
 
 
 def directory(run_dir: str) -> str:
