@@ -65,6 +65,7 @@ from cluster.outbox import Outbox
 from cluster.process import Process, exit_for
 from cluster.proposals import Proposals
 from cluster.quota import Quota
+from cluster.rangestreams import RangeStreams
 from cluster.reads import Read, Reads
 from cluster.requests import parsed
 from cluster.snapshots import NO_ROOM, Export, Snapshots
@@ -160,7 +161,8 @@ class Applyd:
         self._landlord = Landlord(
             self, epoch=epoch, seconds_min=lease_seconds_min, clock=clock, rng=rng or random.Random()
         )
-        self._outbox = Outbox(link.reply, board.replies_dropped.add)
+        self._ranges = RangeStreams(self)
+        self._outbox = Outbox(link.reply, board.replies_dropped.add, self._ranges.gone)
         self._scans: deque[tuple[Caller, Scan]] = deque()
         self._hashing = False
         self._hashes: deque[tuple[Caller, bytes]] = deque()
@@ -215,7 +217,7 @@ class Applyd:
     @property
     def idle(self) -> bool:
         """Nothing to do before something arrives."""
-        return not (self._scans or self._sweeping or self._outbox.busy or self._landlord.busy)
+        return not (self._scans or self._sweeping or self._outbox.busy or self._landlord.busy or self._ranges.busy)
 
     @property
     def stuck(self) -> bool:
@@ -424,9 +426,14 @@ class Applyd:
 
     def _admit(self, caller: Caller, kind: int, payload: bytes) -> bytes | None:
         """Start on a request. If it is a write, the payload to be proposed with the others of its frame."""
+        method = caller.method
+        if method == Method.RANGE_STREAM:
+            if len(payload) > self.limits.max_request_bytes:
+                raise errors.RequestTooLarge
+            self._ranges.take(caller, kind, payload)
+            return None
         if kind != Kind.CALL:
             raise errors.Unimplemented(f"kvorum: a record of kind {kind} is not a call")
-        method = caller.method
         local = self._local.get(method)
         if local is not None:
             local(caller, payload)
@@ -440,10 +447,10 @@ class Applyd:
             return self._landlord.settled(payload) if method == Method.LEASE_GRANT else payload
         if len(payload) > self.limits.max_request_bytes:
             raise errors.RequestTooLarge
-        self._begin_read(caller, payload, serializable=path is Path.SERIALIZABLE)
+        self.begin_read(caller, payload, serializable=path is Path.SERIALIZABLE)
         return None
 
-    def _begin_read(self, caller: Caller, payload: bytes, *, serializable: bool) -> None:
+    def begin_read(self, caller: Caller, payload: bytes, *, serializable: bool) -> None:
         if serializable and not self._reads.fresh:
             self.read(caller, payload)
         elif self._reads.waiting >= READS_MAX or self._reads.bytes + len(payload) > READS_BYTES_MAX:
@@ -527,6 +534,9 @@ class Applyd:
         if caller.method == Method.SNAPSHOT:
             self._snapshot_step(caller, payload)
             return
+        if caller.method == Method.RANGE_STREAM:
+            self._ranges.begin(caller)
+            return
         if self._hashing and caller.method in _HASHES:
             if len(self._hashes) < HASHES_MAX:
                 self._hashes.append((caller, payload))
@@ -562,11 +572,28 @@ class Applyd:
         self._put(caller, result.status, payload)
 
     def fail(self, caller: Caller, error: errors.KvorumError) -> None:
-        self._put(caller, error.code, error.text.encode())
+        if caller.method == Method.RANGE_STREAM:
+            self._ranges.drop(caller)
+            record = wire.encode(caller.method, Kind.STREAM_CLOSE, error.code, caller.id, error.text.encode())
+            self._outbox.put(caller.identity, record)
+        else:
+            self._put(caller, error.code, error.text.encode())
 
     def _put(self, caller: Caller, status: int, payload: bytes) -> None:
         record = wire.HEADER.pack(len(payload), caller.method, 1, status, caller.id) + payload
         self._outbox.put(caller.identity, record)
+
+    def header_now(self, revision: int) -> bytes:
+        return self.node.header(revision, self.status.term)
+
+    def takes(self, identity: bytes) -> bool:
+        return self._outbox.takes(identity)
+
+    def put(self, identity: bytes, record: bytes) -> None:
+        self._outbox.put(identity, record)
+
+    def gone(self, identity: bytes) -> bool:
+        return self.link.reply(identity, [b""]) is None
 
     # ---- calls that are not about keys
 
@@ -601,7 +628,7 @@ class Applyd:
     def _hash(self, caller: Caller, payload: bytes) -> None:
         """Of what is here: whoever compares members doesn't want the leader's word for it."""
         parsed(wire.METHODS[Method(caller.method)].request, payload)
-        self._begin_read(caller, payload, serializable=True)
+        self.begin_read(caller, payload, serializable=True)
 
     def _next_hash(self) -> None:
         self._hashing = False
@@ -612,7 +639,7 @@ class Applyd:
         if parsed(pb.SnapshotRequest, payload).snapshot:
             self.read(caller, payload)
         else:
-            self._begin_read(caller, payload, serializable=True)
+            self.begin_read(caller, payload, serializable=True)
 
     def _snapshot_step(self, caller: Caller, payload: bytes) -> None:
         request = pb.SnapshotRequest.FromString(payload)
@@ -659,6 +686,7 @@ class Applyd:
         self._publish()
         self._flush()
         self._snapshots.tick(self.ticks)
+        self._ranges.tick()
         self.feed.tick(self.status.term)
 
     def _measure(self) -> None:
@@ -744,6 +772,7 @@ class Applyd:
                     self._outbox.end_scan(caller.identity)
         if self._snapshots:
             self._snapshots.turn(self._durable())
+        self._ranges.turn()
         if self._sweeping:
             hit("applyBeforeSweep")
             self._sweeping = self.keyspace.sweep()

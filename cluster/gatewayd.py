@@ -100,6 +100,8 @@ def methods() -> list[edge.Method]:
     for method, shape in wire.METHODS.items():
         if method in (Method.WATCH, Method.LEASE_KEEP_ALIVE):
             table.append(edge.Method(shape.path, method, edge.STREAM))
+        elif method == Method.RANGE_STREAM:
+            table.append(edge.Method(shape.path, method, edge.UNARY))
         elif method not in (Method.HELLO, Method.SNAPSHOT):
             table.append(edge.Method(shape.path, method, edge.PIPE))
     return table + [edge.Method(one.path, number, edge.UNARY) for number, one in LOCAL.items()]
@@ -136,6 +138,7 @@ class Gateway:
         self.recipes = RecipeCalls(self, LOST)
         self.snapshots = SnapshotCalls(self)
         self._watches: dict[int, None] = {}
+        self._ranges: dict[int, None] = {}  # RangeStreams, which apply answers to the edge
         self._renewals: dict[int, int] = {}  # lease streams, and how many answers they wait for
         self._closing: set[int] = set()  # lease streams whose client says no more
         self._to_apply: list[bytes] = []  # records of this turn
@@ -168,6 +171,8 @@ class Gateway:
                 self.front.deliver(item.frame)
                 if self._own:
                     self._own_answers(item.frame)
+                if self._ranges:
+                    self._ended_ranges(item.frame)
             elif isinstance(item, Streamed):
                 self._streamed(item.frame)
             elif isinstance(item, Lost):
@@ -271,6 +276,11 @@ class Gateway:
             if then is not None:
                 then(record.status, record.payload)
 
+    def _ended_ranges(self, frame: bytes) -> None:
+        for _, kind, _, id, _, _ in _records(frame):
+            if kind == Kind.STREAM_CLOSE:
+                self._ranges.pop(id, None)
+
     def _lost(self, whom: str) -> None:
         """Apply, or watch, is gone, and with it what was under way there."""
         self._unsent.pop(whom, None)
@@ -287,6 +297,9 @@ class Gateway:
         for method in wire.METHODS:
             if method not in (Method.WATCH, Method.LEASE_KEEP_ALIVE):
                 self.front.fail(LOST.code, LOST.text, method=method)
+        for id in self._ranges:
+            self.end(id, LOST.code, LOST.text)
+        self._ranges.clear()
         own, self._own = self._own, {}
         for then in own.values():
             then(LOST.code, LOST.text.encode())
@@ -354,12 +367,15 @@ class Gateway:
 
     def _call(self, call: Call, flags: int) -> None:
         self.board.calls.add()
-        if flags & edge.HAS_LEADER and not self.has_leader:
+        if flags & edge.HAS_LEADER and not self.leadership.known:
             self.end(call.id, errors.NoLeader.code, errors.NoLeader.text)
         elif call.method in LOCAL:
             if flags & edge.HAS_LEADER and LOCAL[call.method].stream:
                 self.leadership.needed_by(call.id)
             self._local(LOCAL[call.method], call)
+        elif call.method == Method.RANGE_STREAM:
+            self._ranges[call.id] = None
+            self._to_apply.append(wire.encode(call.method, Kind.STREAM_OPEN, 0, call.id, call.payload))
         elif call.id & OWN:
             self.ask(call.method, call.payload, lambda status, told: self._answer(edge.REPLY, call.id, told, status))
         else:
@@ -412,6 +428,9 @@ class Gateway:
     def _blocked(self, id: int, blocked: bool) -> None:
         if id in self._watches:
             self.pause(id, blocked)
+        elif id in self._ranges:
+            kind = Kind.STREAM_PAUSE if blocked else Kind.STREAM_RESUME
+            self._to_apply.append(wire.encode(Method.RANGE_STREAM, kind, 0, id, b""))
         else:
             self.recipes.block(id, blocked)
             self.snapshots.block(id, blocked)
@@ -432,7 +451,9 @@ class Gateway:
         if not connection:
             self._abandon(id)
             return
-        for gone in [one for one in (*self._watches, *self._renewals) if one >> 32 == id >> 32 and not one & OWN]:
+        for gone in [
+            one for one in (*self._watches, *self._ranges, *self._renewals) if one >> 32 == id >> 32 and not one & OWN
+        ]:
             self._forget(gone)
         for gone in self.recipes.of_connection(id >> 32):
             if not gone & OWN:
@@ -452,6 +473,9 @@ class Gateway:
         if id in self._watches:
             del self._watches[id]
             self._to_watch.append(wire.encode(Method.WATCH, Kind.STREAM_CLOSE, 0, id, b""))
+        if id in self._ranges:
+            del self._ranges[id]
+            self._to_apply.append(wire.encode(Method.RANGE_STREAM, Kind.STREAM_CLOSE, 0, id, b""))
         self._renewals.pop(id, None)
         self._closing.discard(id)
 
@@ -511,7 +535,8 @@ class Gateway:
                 self._status_asked = True
                 self.ask(Method.STATUS, pb.StatusRequest(), self._told_status)
             self._now_and_then()
-        self.board.streams.set(len(self._watches) + len(self._renewals) + len(self.recipes) + len(self.snapshots))
+        calls = len(self.recipes) + len(self.snapshots)
+        self.board.streams.set(len(self._watches) + len(self._ranges) + len(self._renewals) + calls)
 
     def _told_status(self, status: int, answer: bytes) -> None:
         self._status_asked = False
@@ -519,14 +544,20 @@ class Gateway:
 
 
 def _ours(frame: bytes) -> Iterator[wire.Record]:
-    """The answers to calls that were made here. A frame of this node's own processes may be of any size: an answer that
-    is larger than a batch may be goes alone. What is for others is not copied."""
+    """The answers to calls that were made here. What is for others is not copied."""
+    for method, kind, status, id, at, end in _records(frame):
+        if id & OWN:
+            yield wire.Record(method, kind, status, id, frame[at:end])
+
+
+def _records(frame: bytes) -> Iterator[tuple[int, int, int, int, int, int]]:
+    """Method, kind, status, id, and where the payload lies. A frame of this node's own processes may be of any size: an
+    answer that is larger than a batch may be goes alone."""
     at, size = 0, len(frame)
     while at < size:
         length, method, kind, status, id = wire.HEADER.unpack_from(frame, at)
         at += wire.HEADER.size + length
-        if id & OWN:
-            yield wire.Record(method, kind, status, id, frame[at - length : at])
+        yield method, kind, status, id, at - length, at
 
 
 def _frame(records: list[bytes]) -> bytes:

@@ -308,7 +308,7 @@ class GatewayBoard(Board):
         super().__init__()
         which = (("process", name),)
         self.calls = self.counter("kvorum_gateway_calls_total", "Calls of etcd's API that came in.", which)
-        self.streams = self.gauge("kvorum_gateway_streams", "Watch and lease streams that are open.", which)
+        self.streams = self.gauge("kvorum_gateway_streams", "Watch, lease and range streams that are open.", which)
 
 
 def directory(run_dir: str) -> str:

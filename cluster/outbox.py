@@ -56,10 +56,16 @@ class Outbox:
     Args:
       reply: hands records to ZeroMQ; returns those it had no room for, or None if the client is gone.
       dropped: told how many answers were given up.
+      gone: told of each client that turns out to be gone.
     """
 
-    def __init__(self, reply: Callable[[bytes, Sequence[bytes]], list[bytes] | None], dropped: Callable[[int], None]):
-        self._reply, self._dropped = reply, dropped
+    def __init__(
+        self,
+        reply: Callable[[bytes, Sequence[bytes]], list[bytes] | None],
+        dropped: Callable[[int], None],
+        gone: Callable[[bytes], None] = lambda identity: None,
+    ) -> None:
+        self._reply, self._dropped, self._gone = reply, dropped, gone
         self.calm = True
         """Any read may be done now: nobody is slow, and this turn has produced little. Spares a question per read."""
         self._out: dict[bytes, list[bytes]] = {}
@@ -103,6 +109,7 @@ class Outbox:
             left = self._reply(identity, records)
             if left is None:
                 self._forget(identity)
+                self._gone(identity)
             elif left:
                 self._keep(identity, left)
             elif slow is not None:
@@ -139,6 +146,10 @@ class Outbox:
             return False
         slow = self._slow.get(caller.identity)
         return slow is None or (not slow.kept and caller.method == Method.RANGE and lone_key(payload) is not None)
+
+    def takes(self, identity: bytes) -> bool:
+        """Whether another part of a long answer may be made for this client now."""
+        return self._bytes < TURN_BYTES and identity not in self._slow
 
     def wait(self, caller: Caller, payload: bytes) -> bool:
         """Let the read wait for its turn: `due` will give it back. False: too many wait."""

@@ -63,6 +63,7 @@ class Method(IntEnum):
     SNAPSHOT = 22
     MOVE_LEADER = 23
     ALARM = 25
+    RANGE_STREAM = 26
     MEMBER_PUBLISH = 64
     LEASE_EXPIRE = 65
     LEASE_CHECKPOINT = 66
@@ -100,6 +101,7 @@ METHODS: dict[Method, Shape] = {
     Method.HASH_KV: Shape("/etcdserverpb.Maintenance/HashKV", pb.HashKVRequest, pb.HashKVResponse),
     Method.SNAPSHOT: Shape("/etcdserverpb.Maintenance/Snapshot", pb.SnapshotRequest, pb.SnapshotResponse),
     Method.MOVE_LEADER: Shape("/etcdserverpb.Maintenance/MoveLeader", pb.MoveLeaderRequest, pb.MoveLeaderResponse),
+    Method.RANGE_STREAM: Shape("/etcdserverpb.KV/RangeStream", pb.RangeRequest, pb.RangeStreamResponse),
     Method.ALARM: Shape("/etcdserverpb.Maintenance/Alarm", pb.AlarmRequest, pb.AlarmResponse),
 }
 """What a client may call. The numbers between are kept for the rest of etcd's API, in its own order."""

@@ -117,7 +117,8 @@ struct edge_config {
     uint64_t inbound_connection_max, inbound_max;      /* messages that are not whole, and tokens of calls that aren't:
                                                           per connection, in all */
     uint32_t outbound_high;           /* of one call: past it EDGE_BLOCKED, below its half EDGE_WRITABLE */
-    uint64_t outbound_connection_high;                 /* the same for all calls of a connection together */
+    uint64_t outbound_connection_high;                 /* the same for all calls of a connection together; EDGE_WRITABLE
+                                                          below its half, or when all of the call's own has gone */
     uint64_t outbound_connection_max; /* memory of its answers: past it a connection is given up */
     uint64_t memory_max;              /* of all: past it the connection that holds most of it is given up, and none
                                          is accepted */

@@ -116,15 +116,19 @@ static void measure(struct edge_call *c, uint32_t cost) {
     edge_event(e, edge_call_id(c), EDGE_BLOCKED, c->method, 0, 0, NULL, 0, NULL, 0);
 }
 
-/* After something was sent: those of the connection that may go on. */
+static void go_on(struct edge_call *c) {
+    edge_call_unlist(c, &c->connection->blocked_calls, CALL_BLOCKED);
+    edge_event(c->connection->edge, edge_call_id(c), EDGE_WRITABLE, c->method, 0, 0, NULL, 0, NULL, 0);
+}
+
+/* After something was sent: those of the connection that may go on. One that has nothing left to send goes on by itself
+ * (edge_answer_read), whatever the others hold: a client that leaves some of its streams unread must not stop the rest. */
 void edge_answer_unblock(struct edge_connection *k) {
     const struct edge_config *config = &k->edge->config;
     if (!k->blocked_calls || k->outbound > config->outbound_connection_high / 2) return;
     for (struct edge_call *c = k->blocked_calls, *next; c; c = next) {
         next = c->also_next;
-        if (c->queue.bytes > config->outbound_high / 2) continue;
-        edge_call_unlist(c, &k->blocked_calls, CALL_BLOCKED);
-        edge_event(k->edge, edge_call_id(c), EDGE_WRITABLE, c->method, 0, 0, NULL, 0, NULL, 0);
+        if (c->queue.bytes <= config->outbound_high / 2) go_on(c);
     }
 }
 
@@ -255,6 +259,7 @@ ssize_t edge_answer_read(nghttp2_session *session, int32_t stream, uint8_t *buff
     bool rest = c->queue.bytes <= length;
     if (!c->queue.bytes && !(c->flags & CALL_FINISHED)) {
         c->flags |= CALL_DEFERRED;
+        if (c->flags & CALL_BLOCKED) go_on(c);
         return NGHTTP2_ERR_DEFERRED;
     }
     if (c->queue.bytes) *flags |= NGHTTP2_DATA_FLAG_NO_COPY;

@@ -28,7 +28,7 @@ from storage.engine import Engine
 from storage.history import Change, Past, events
 from storage.leases import Leases
 from storage.lives import Lives
-from storage.reads import Counts, Latest, Meter, State, Steps, ranged
+from storage.reads import Counts, Latest, Meter, Page, State, Steps, paged, ranged
 from storage.turn import Outcome, Result, Turn, refusal
 
 __all__ = ["Change", "Keyspace", "Outcome", "Result", "Scan", "Turn"]
@@ -170,6 +170,15 @@ class Keyspace:
         view = _View(self.engine, self.state)
         try:
             steps = self._reading(view, method, payload)
+        except errors.KvorumError as error:
+            return refusal(error, view.revision)
+        return self._begun(view, steps)
+
+    def paged(self, request: pb.RangeRequest, page: Page, keys_max: int, bytes_max: int) -> Result | Scan:
+        """The first part of a checked range (storage.reads.paged): like `read`."""
+        view = _View(self.engine, self.state)
+        try:
+            steps = paged(view, request, Meter(), page, keys_max, bytes_max)
         except errors.KvorumError as error:
             return refusal(error, view.revision)
         return self._begun(view, steps)

@@ -38,6 +38,8 @@ SLICE_BYTES = 1 << 20
 KEY_COST = SLICE_BYTES // 2000
 _PASSED_COST = KEY_COST // 4
 COUNTS_MAX = 1000
+_TOGETHER = 8
+"""Values that `paged` loads at once: so many may be more than was wanted."""
 NO_LIMIT = 1 << 63
 
 
@@ -140,6 +142,15 @@ def drained(steps: Steps[T]) -> T:
             return value
 
 
+class Page:
+    """What `paged` has found: how many keys, the last of them, and whether there are more behind it."""
+
+    __slots__ = ("count", "last", "more")
+
+    def __init__(self) -> None:
+        self.count, self.last, self.more = 0, b"", False
+
+
 def check_revision(view: View, revision: int) -> None:
     """Raises FutureRevision or Compacted. 0 and below mean the newest."""
     if revision > view.revision:
@@ -160,6 +171,58 @@ def ranged(view: View, request: pb.RangeRequest, meter: Meter, counts: Counts | 
     if passes is None and rank is None:
         return _page(entries, state, request, meter, counts or Counts(), view.head)
     return _selected(entries, state, request, meter, passes, rank)
+
+
+def paged(
+    view: View, request: pb.RangeRequest, meter: Meter, page: Page, keys_max: int, bytes_max: int
+) -> Steps[bytes]:
+    """The first keys of the range in natural order, up to `keys_max` and about `bytes_max`, as a RangeResponse's kvs;
+    what else there is to say goes into `page`. Sorting, filters, limit and count mean nothing here: what is behind the
+    page is not visited. Raises like `ranged`."""
+    state = _state(view, request)
+    if request.range_end:
+        entries = state.entries(request.key, span_end(request.key, request.range_end))
+    else:
+        kv = state.get(request.key)
+        entries = state.entries(request.key, request.key + b"\0") if kv is not None else iter(())
+    return _paged(entries, state, request.keys_only, meter, page, keys_max, bytes_max)
+
+
+def _paged(
+    entries: Entries, state: State, keys_only: bool, meter: Meter, page: Page, keys_max: int, bytes_max: int
+) -> Steps[bytes]:
+    page.count, page.last, page.more = 0, b"", False
+    parts: list[bytes] = []
+    handles: list[bytes] = []
+    size, last = 0, b""
+
+    def load() -> None:
+        nonlocal size, last
+        for kv in state.load(handles):
+            last = kv
+            shown = codec.without_value(kv) if keys_only else kv
+            parts.append(codec.field(b"\x12", shown))
+            size += len(shown)
+        handles.clear()
+
+    for entry in entries:
+        if entry is None:
+            cost = _PASSED_COST
+        elif page.count == keys_max or size >= bytes_max:
+            page.more = True
+            break
+        else:
+            page.count += 1
+            handles.append(entry[1])
+            cost = KEY_COST + len(entry[1])
+            if len(handles) == _TOGETHER or page.count == keys_max:
+                load()
+        if meter.used(cost):
+            yield
+    load()
+    if last:
+        page.last = pb.KeyValue.FromString(last).key
+    return b"".join(parts)
 
 
 def ranged_now(view: View, request: pb.RangeRequest) -> bytes:

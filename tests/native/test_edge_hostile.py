@@ -375,6 +375,22 @@ def test_blocked_calls_are_told_when_they_may_go_on(stepping: tuple[Edge, Answer
     peer.close()
 
 
+def test_calls_that_nobody_reads_do_not_stop_the_others_of_their_connection() -> None:
+    """Together they hold more than a connection's calls should; one that is read goes on all the same."""
+    with stepped(Limits(outbound_high=50_000, outbound_connection_high=100_000)) as (to, answering):
+        peer = Peer(to, answering)
+        for _ in range(5):
+            peer.call(b"100 10000", "/test.Echo/Pour")
+        peer.until(lambda: len(answering.blocked) == 5)
+        assert to.stats()["outbound"] > 100_000
+        peer.h2.increment_flow_control_window(2**30)
+        read = peer.call(b"100 10000", "/test.Echo/Pour")
+        peer.h2.increment_flow_control_window(2**30, read)
+        assert len(peer.result(read)[2]) == 100 * 10_005
+        assert len(answering.blocked) == 5
+        peer.close()
+
+
 # ---- floods
 
 

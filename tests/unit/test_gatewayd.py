@@ -348,6 +348,35 @@ def test_what_cannot_be_done_is_refused_with_the_reason(world: World, path: str,
     assert (said.kind, said.status, said.payload[: len(text)]) == (edge.END, code, text)
 
 
+def test_a_range_stream_is_apply_s_and_is_held_back_while_its_reader_is_slow(world: World) -> None:
+    world.event(edge.CALL, CALL, method=Method.RANGE_STREAM, payload=b"a range")
+    world.arrives(Answers(wire.encode(Method.RANGE_STREAM, Kind.STREAM_MESSAGE, 0, CALL, b"part")))
+    world.event(edge.BLOCKED, CALL)
+    world.event(edge.WRITABLE, CALL)
+    world.arrives(Answers(wire.encode(Method.RANGE_STREAM, Kind.STREAM_CLOSE, 0, CALL, b"")))
+    world.event(edge.BLOCKED, CALL)
+    said = [(record.kind, record.id, record.payload) for record in world.link.apply]
+    assert said == [
+        (Kind.STREAM_OPEN, CALL, b"a range"),
+        (Kind.STREAM_PAUSE, CALL, b""),
+        (Kind.STREAM_RESUME, CALL, b""),
+    ]
+    assert world.front.said[CALL] == [Said(edge.SEND, 0, b"part"), Said(edge.END, 0, b"")]
+
+
+@pytest.mark.parametrize("how", ["cancelled", "closed", "apply died"])
+def test_a_range_stream_ends_with_its_caller_and_with_apply(world: World, how: str) -> None:
+    world.event(edge.CALL, CALL, method=Method.RANGE_STREAM)
+    if how == "apply died":
+        world.arrives(Lost("apply"))
+        assert world.front.said[CALL] == [Said(edge.END, LOST.code, LOST.text.encode())]
+        return
+    world.event(edge.CANCELLED if how == "cancelled" else edge.CLOSED, CALL)
+    assert world.link.apply[-1] == (Method.RANGE_STREAM, Kind.STREAM_CLOSE, 0, CALL, b"")
+    world.event(edge.CANCELLED, CALL)
+    assert len(world.link.apply) == 2
+
+
 def test_requests_that_are_none_and_paths_that_nobody_knows(world: World) -> None:
     world.event(edge.CALL, CALL, method=local("/v3lockpb.Lock/Lock"), payload=b"\xff")
     world.event(edge.UNKNOWN, CALL + 2, payload=b"/etcdserverpb.KV/Nothing")
