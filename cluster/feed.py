@@ -1,12 +1,10 @@
 """The apply process's side of its conversation with the watch process: every change once, in order; history on demand.
 
 A session begins at a revision: the watch process gets all changes after it, numbered by `sequence`, and asks for what
-was before as history. It acknowledges a message when it is ready for the next; changes that come before that wait here
-and go together, so that its pace, and not apply's, decides how many messages there are. What else it is told, progress
-or history, speaks of everything up to now, and so goes behind what waits. When too much is unacknowledged (it is stuck,
-or dead) the session ends rather than a queue grow; whoever attaches next begins anew from the revision of that moment.
-So nothing depends on a message arriving: what was lost with a session is history in the next one. While nobody watches
-there is no session, and writes cost nothing here.
+was before as history. It acknowledges what it has taken in. When too much is unacknowledged (it is stuck, or dead) the
+session ends rather than a queue grow; whoever attaches next begins anew from the revision of that moment. So nothing
+depends on a message arriving: what was lost with a session is history in the next one. While nobody watches there is
+no session, and writes cost nothing here.
 """
 
 from __future__ import annotations
@@ -43,9 +41,7 @@ class Feed:
         self._epoch = 0
         self._sequence = 0
         self._unread: deque[tuple[int, int]] = deque()  # (sequence, bytes)
-        self._waiting: list[Change] = []  # for the acknowledgement of what was sent last
-        self._waiting_revision = 0  # which they reach
-        self._bytes = self._waiting_bytes = 0  # of both together, and of what waits
+        self._unread_bytes = 0
 
     def handle(self, message: WatchAttach | WatchAck | WatchDetach | HistoryRequest, term: int) -> None:
         if isinstance(message, WatchAttach):
@@ -58,11 +54,8 @@ class Feed:
             self._open = False
         elif isinstance(message, WatchAck):
             while self._unread and self._unread[0][0] <= message.sequence:
-                self._bytes -= self._unread.popleft()[1]
-            if not self._unread:
-                self._send_waiting()
+                self._unread_bytes -= self._unread.popleft()[1]
         else:
-            self._send_waiting()
             self._send(self._history(message))
 
     def _attach(self, message: WatchAttach, term: int) -> None:
@@ -70,8 +63,7 @@ class Feed:
         self._session += 1
         self._sequence = 0
         self._unread.clear()
-        self._waiting.clear()
-        self._bytes = self._waiting_bytes = 0
+        self._unread_bytes = 0
         keyspace = self._keyspace
         self._send(WatchAttached(self._session, keyspace.revision, keyspace.compacted, term, self._fresh))
 
@@ -90,29 +82,18 @@ class Feed:
         """All changes of a committed store batch, in order."""
         if not changes or not self._open:
             return
-        size = sum([len(change.event) + len(change.prev) for change in changes])
-        if self._bytes + size > WINDOW_BYTES and self._bytes:
+        size = sum(len(change.event) + len(change.prev) for change in changes)
+        if self._unread_bytes + size > WINDOW_BYTES and self._unread:
             self._open = False
             self._send(WatchLost(self._session))
             return
-        self._waiting += changes
-        self._waiting_revision = self._keyspace.revision
-        self._waiting_bytes += size
-        self._bytes += size
-        if not self._unread:
-            self._send_waiting()
-
-    def _send_waiting(self) -> None:
-        """They are all that has changed between what was sent before and their revision; the store may be further."""
-        if self._waiting:
-            self._sequence += 1
-            self._unread.append((self._sequence, self._waiting_bytes))
-            changes, self._waiting, self._waiting_bytes = self._waiting, [], 0
-            self._send(Changes(self._session, self._sequence, self._waiting_revision, changes))
+        self._sequence += 1
+        self._unread.append((self._sequence, size))
+        self._unread_bytes += size
+        self._send(Changes(self._session, self._sequence, self._keyspace.revision, changes))
 
     def tick(self, term: int) -> None:
         if self._open:
-            self._send_waiting()
             keyspace = self._keyspace
             state = (keyspace.revision, keyspace.compacted, term, self._fresh)
             self._send(Progress(self._session, self._sequence, *state))

@@ -598,8 +598,8 @@ def main(argv: Sequence[str]) -> int:
         try:
             certificates.load(front, config.tls)
             more["now_and_then"] = certificates.Complaints(front).look
-        except edge.TlsError as error:  # it was well when the node began (cluster/certificates.py), and will be again
-            return process.fatal(1, f"TLS: {error}")
+        except edge.TlsError as trouble:  # it was well when the node began (cluster/certificates.py), and will be again
+            return process.fatal(1, f"TLS: {trouble}")
     for url in config.listen_client:
         scheme, _, address = url.partition("://")
         host, _, port = address.rpartition(":")

@@ -39,8 +39,9 @@ between. Which watchers a change is for is found by an index of their ranges, so
 synced watcher that wants nothing of it is not touched: its `next` falls behind and stands for the revision after
 `_head`, until it is brought something, or the session ends.
 
-After each telling this process rests, and has apply send what has changed meanwhile only then: to be told together. A
-client that wants something ends the rest. What keys were
+After each telling this process rests; what changes meanwhile is told together. A client that wants something ends the
+rest, and as apply says what changed before it answers whoever changed it, and is heard here before clients are, a watch
+"from now on" is behind all that its client knows. What keys were
 before their changes is looked up by apply only once a watcher has asked for it; its first request waits until apply
 knows (a new session). Only while there are streams is there a session with apply at all.
 
@@ -158,7 +159,7 @@ class Watchd:
         self.link, self.node, self.board, self.epoch = link, node, board, epoch
         self._response_bytes_max, self._progress_ticks = response_bytes_max, progress_ticks
         self._session = 0
-        self._sequence = self._acknowledged = 0
+        self._sequence = 0
         self._head = 0  # every change up to here has been seen in this session
         self._compacted = 0
         self._term = 0
@@ -218,18 +219,11 @@ class Watchd:
         self._catch_up()
         return told
 
-    def acknowledge(self) -> None:
-        """Have apply send what has changed meanwhile: to be called after the rest that follows a turn which told."""
-        if self._session and self._sequence != self._acknowledged:
-            self._acknowledged = self._sequence
-            self.link.to_apply(WatchAck(self._session, self._sequence))
-
     # ---- the conversation with apply
 
     def _attached(self, item: WatchAttached) -> None:
         """Changes after its revision will come. What watchers lack up to there is history."""
-        self._session, self._attaching = item.session, False
-        self._sequence = self._acknowledged = 0
+        self._session, self._sequence, self._attaching = item.session, 0, False
         if self._head != item.revision:
             self._groups.restart(item.revision)
         if self._head != item.revision or self._prev != self._prev_asked:
@@ -299,6 +293,7 @@ class Watchd:
         changes, revision = self._arrived, self._arrived_revision
         self._arrived, self._arrived_bytes = [], 0
         told, self._head = self._head + 1, revision
+        self.link.to_apply(WatchAck(self._session, self._sequence))
         seen = see(changes)
         self._ring.add(seen, revision)
         hit("watchBeforeSend")
@@ -677,5 +672,4 @@ def main(argv: Sequence[str]) -> int:
         if told:
             before, used = used, time.process_time()
             link.rest(min(REST_SECONDS_MAX, max(REST_SECONDS_MIN, REST_SHARE * (used - before))))
-        watchd.acknowledge()
     return 0

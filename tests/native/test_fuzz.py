@@ -45,8 +45,8 @@ int main(int count, char **names) {
         ),
         ("plain", "plain.c", "length > (uint64_t)(s->end - s->at)", "length > 1 << 20", "not so: part[0]"),
         ("plain", "plain.c", "if (room - n < 6) return -2;", "", "heap-buffer-overflow"),
-        ("edge", "edge_grpc.c", "hold(c, -(int64_t)c->room);", "", "not so: after.connections == 0"),
-        ("edge", "edge_grpc.c", "if (n && !grow(c, n, c->want)) return;", "", "runtime error"),
+        ("edge", "edge_grpc.c", "edge_call_hold(c, -(int64_t)c->room);", "", "not so: after.connections == 0"),
+        ("edge", "edge_grpc.c", "if (n && !edge_call_grow(c, n, c->want)) return;", "", "runtime error"),
         ("edge", "edge_answer.c", "if (--s->references == 0) edge_release(e, s);", "--s->references;", "LeakSanitizer"),
     ],
 )

@@ -438,7 +438,6 @@ class Node:
         self.world.turning = self
         try:
             self.watchd.turn()
-            self.watchd.acknowledge()
         except Killed as why:
             self._ends(self.watch, str(why))
 

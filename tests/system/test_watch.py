@@ -235,3 +235,15 @@ def test_what_the_air_loses_is_fetched(tmp_path: Path) -> None:
                 assert sleeper.wait(60) == 0
             finally:
                 sleeper.kill()
+
+
+def test_a_watch_from_now_on_is_behind_what_its_client_knows(stage: Stage) -> None:
+    """Also while the watch process rests after a telling: as etcd, whose watch call sees the revision of the moment."""
+    endpoint = stage.cluster.endpoint(0)
+    with stage.story("now", [Watcher([endpoint])]), kvorum.client(endpoint, discover=False) as client:
+        for number in range(100):
+            client.put("now", f"before {number}")
+            events, cancel = client.watch("now")
+            client.put("now", f"behind {number}")
+            assert next(events).value == b"behind %d" % number
+            cancel()
