@@ -189,7 +189,7 @@ class _Unary:
             self._refuse(Code.RESOURCE_EXHAUSTED, _larger(len(payload), self._way.message_max))
             return
         self._id = self._way.gateway.inner(self._told)
-        self._way.gateway.inner_call(self._id, number, payload, self._metadata.flags)
+        self._way.gateway.inner_call(self._id, number, payload, self._metadata.flags, self._metadata.token)
 
     def blocked(self, blocked: bool) -> None:
         if self._id:
@@ -293,7 +293,7 @@ class _Stream:
 
     def _begin(self) -> None:
         self._id = self._way.gateway.inner(self._told)
-        self._way.gateway.inner_begin(self._id, self._method, self._metadata.flags)
+        self._way.gateway.inner_begin(self._id, self._method, self._metadata.flags, self._metadata.token)
 
     def _say(self, payload: bytes) -> None:
         if not self._id:
@@ -382,11 +382,13 @@ class JsonWay:
             for gone in [one for one in self._over2 if one == id or (whole and one >> 32 == id >> 32)]:
                 self._over2.pop(gone).gone()
 
-    def request(self, id: int, head: str, body: bytes) -> None:
-        """A request that came whole, by HTTP/2."""
-        method, _, target = head.partition("\0")[0].partition(" ")
+    def request(self, id: int, head: str, body: bytes, flags: int) -> None:
+        """A request that came whole, by HTTP/2. head, flags: EDGE_REQUEST's."""
+        line, _, token = head.partition("\0")
+        method, _, target = line.partition(" ")
+        headers = {"grpc-metadata-token" if flags & edge.TOKEN else "authorization": token} if token else {}
         exchange = _Over2(self.gateway, id, lambda: self._over2.pop(id, None))
-        taker = self._over2[id] = self.route(Request(method, target, {}, True), exchange)
+        taker = self._over2[id] = self.route(Request(method, target, headers, True), exchange)
         taker.data(body)
         taker.end()
 

@@ -20,6 +20,7 @@ from kvorum import etcd_pb2 as pb
 from kvorum import wire
 from kvorum.wire import Kind, Method
 from native import edge
+from native.edge import Batch
 from tests.unit.test_gatewayd import World
 
 CONNECTION = 5 << 32
@@ -712,3 +713,31 @@ def test_names_by_which_it_may_be_asked() -> None:
     world.event(edge.OPENED, secure.id, method=1, status=edge.HTTP1)
     secure.send(b"GET /version HTTP/1.1\r\nHost: b\r\n\r\n")
     assert said(secure.got())[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "flags", "token"),
+    [
+        ("", 0, b""),
+        ("Authorization: Bearer t.1\r\n", edge.AUTHORIZATION, b"Bearer t.1"),
+        ("Grpc-Metadata-Authorization: t.1\r\n", edge.AUTHORIZATION, b"t.1"),
+        ("Grpc-Metadata-Token: t.1\r\nAuthorization: t.2\r\n", edge.TOKEN, b"t.1"),
+        ("Authorization: t\r\nGrpc-Metadata-Hasleader: true\r\n", edge.AUTHORIZATION | edge.HAS_LEADER, b"t"),
+    ],
+)
+def test_a_token_becomes_metadata(
+    world: World, client: Client, monkeypatch: pytest.MonkeyPatch, headers: str, flags: int, token: bytes
+) -> None:
+    """As gRPC would have brought it: of calls, of streams, and over HTTP/2, where the edge has found it."""
+    seen: list[tuple[int, bytes]] = []
+    monkeypatch.setattr(world.gateway, "_call", lambda call, flags: seen.append((flags, call.token)))
+    monkeypatch.setattr(world.gateway, "_begun", lambda id, method, flags, token: seen.append((flags, token)))
+    client.post("/v3/kv/range", b"{}", headers)
+    Client(world, OTHER).post("/v3/watch", b"{}", headers)
+    assert seen == [(flags, token)] * 2
+    if token and not flags & edge.HAS_LEADER:
+        head = b"POST /v3/kv/range\0" + token
+        batch = Batch(b"", 0, [(7 << 32 | 1, 0, 0, 2, len(head), edge.REQUEST, 0, flags)], b"{}" + head)
+        world.front.batches.append(batch)
+        world.gateway.turn()
+        assert seen[2:] == [(flags, token)]
