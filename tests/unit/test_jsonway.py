@@ -547,11 +547,13 @@ def test_over_http_2_it_is_the_same(world: World) -> None:
     request(CONNECTION | 1, b"POST /v3/kv/range", b'{"key":"Zm9v"}')
     world.applied(world.link.apply[0], pb.RangeResponse(count=1).SerializeToString())
     (said,) = world.front.said[CONNECTION | 1]
-    assert (said.kind, said.status, said.payload) == (edge.RESPONSE, 200, b'application/json\0{"count":"1"}')
+    cors = re.sub(rb"(?m)^[^:]*", lambda name: name[0].lower(), CORS).replace(b"\r\n", b"\n")
+    head = b"application/json\n" + cors + b"grpc-metadata-content-type: application/grpc\0"
+    assert (said.kind, said.status, said.payload) == (edge.RESPONSE, 200, head + b'{"count":"1"}')
     request(CONNECTION | 3, b"POST /v3/watch", b'{"create_request":{"key":"Zm9v"}}')
     streams(world, created(world), Kind.STREAM_MESSAGE, b"")
     begun, line = world.front.said[CONNECTION | 3]
-    assert (begun.kind, begun.payload) == (edge.RESPONSE_BEGUN, b"application/json\0")
+    assert (begun.kind, begun.payload) == (edge.RESPONSE_BEGUN, head)
     assert (line.kind, line.payload) == (edge.SEND, b'{"result":{}}\n')
     world.event(edge.CANCELLED, CONNECTION | 3, status=1)
     assert world.link.watch[-1].kind == Kind.STREAM_CLOSE
@@ -693,6 +695,19 @@ def test_origins_that_may_ask() -> None:
         got = client.got()
         assert (f"Access-Control-Allow-Origin: {origin}\r\n".encode() in got) == told
         assert (b"Access-Control" in got) == told, "all of them or none"
+
+
+def test_origins_over_http_2() -> None:
+    """Where a browser asks that has agreed on TLS."""
+    world = World(access=Access(origins=("http://a:1",)))
+    for stream, origin in ((1, b"http://a:1"), (3, b"http://b")):
+        head = b"GET /version\0t.1\0" + origin
+        flags = edge.AUTHORIZATION | edge.ORIGIN
+        event = (CONNECTION | stream, 0, 0, 0, len(head), edge.REQUEST, 0, flags)
+        world.front.batches.append(Batch(b"", 0, [event], head))
+        world.gateway.turn()
+        (answer,) = world.front.said[CONNECTION | stream]
+        assert (b"access-control-allow-origin: " + origin in answer.payload) == (stream == 1)
 
 
 def test_names_by_which_it_may_be_asked() -> None:
