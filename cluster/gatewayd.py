@@ -92,6 +92,7 @@ class Call(NamedTuple):
     id: int
     method: int
     payload: bytes
+    token: bytes  # whose it is, by the metadata token or authorization; for users, which there are none yet
 
 
 def methods() -> list[edge.Method]:
@@ -229,11 +230,11 @@ class Gateway:
         self._inner[id] = told
         return id
 
-    def inner_call(self, id: int, method: int, payload: bytes, flags: int) -> None:
-        self._call(Call(id, method, payload), flags)
+    def inner_call(self, id: int, method: int, payload: bytes, flags: int, token: bytes) -> None:
+        self._call(Call(id, method, payload, token), flags)
 
-    def inner_begin(self, id: int, method: int, flags: int) -> None:
-        self._begun(id, method, flags)
+    def inner_begin(self, id: int, method: int, flags: int, token: bytes) -> None:
+        self._begun(id, method, flags, token)
 
     def inner_message(self, id: int, payload: bytes) -> None:
         self._message(id, payload)
@@ -338,9 +339,10 @@ class Gateway:
             if kind == edge.MESSAGE:
                 self._message(id, data[at : at + length])
             elif kind == edge.CALL:
-                self._call(Call(id, method, data[at : at + length]), status)
+                end = at + length
+                self._call(Call(id, method, data[at:end], data[end : end + extra]), status)
             elif kind == edge.BEGUN:
-                self._begun(id, method, status)
+                self._begun(id, method, status, data[at : at + extra])
             elif kind == edge.BYTES:
                 self.json.event(id, kind, data[at : at + length])
             elif kind in (edge.CANCELLED, edge.CLOSED):
@@ -359,7 +361,7 @@ class Gateway:
                     self.json.event(id, kind, b"")
             elif kind == edge.REQUEST:
                 end = at + length
-                self.json.request(id, data[end : end + extra].decode("latin-1"), data[at:end])
+                self.json.request(id, data[end : end + extra].decode("latin-1"), data[at:end], status)
 
     def _tell_json(self, id: int, kind: int) -> None:
         if self._json is not None:
@@ -392,7 +394,8 @@ class Gateway:
         except errors.KvorumError as error:
             self.end(call.id, error.code, error.text)
 
-    def _begun(self, id: int, method: int, flags: int) -> None:
+    def _begun(self, id: int, method: int, flags: int, token: bytes) -> None:
+        """A stream. token: as Call has it."""
         self.board.calls.add()
         if flags & edge.HAS_LEADER:
             if not self.has_leader:

@@ -1,6 +1,7 @@
-"""What the headers of a request in JSON say beside it, as grpc-gateway reads them: Grpc-Metadata-*, Grpc-Timeout.
+"""What the headers of a request in JSON say beside it, as grpc-gateway reads them: Authorization, Grpc-Metadata-*,
+Grpc-Timeout.
 
-Time is ticks here, and a wait may take one longer than it was told to. Pure.
+Time is ticks here, and a wait may take one longer than it was told to.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ class Metadata(NamedTuple):
     """What a request's headers say beside the request."""
 
     flags: int  # enum edge_flag
+    token: bytes  # of the metadata token, or else authorization
     ticks: int | None  # until it is late; 0: it is; None: it may take as long as it likes
 
 
@@ -25,6 +27,11 @@ class BadTimeout(ValueError):
 
 
 _UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+_TOKENS = (
+    ("grpc-metadata-token", edge.TOKEN),
+    ("authorization", edge.AUTHORIZATION),
+    ("grpc-metadata-authorization", edge.AUTHORIZATION),
+)
 _TIMEOUT = re.compile(r"[+-]?[0-9]{1,18}[HMSmun]")
 LATE = b"context deadline exceeded"
 
@@ -32,15 +39,20 @@ LATE = b"context deadline exceeded"
 def metadata_of(headers: Mapping[str, str], tick_seconds: float) -> Metadata:
     """Raises BadTimeout."""
     flags = edge.HAS_LEADER if headers.get("grpc-metadata-hasleader") == "true" else 0
+    token = b""
+    for name, flag in _TOKENS:
+        if name in headers:
+            token, flags = headers[name].encode("latin-1"), flags | flag
+            break
     text = headers.get("grpc-timeout", "")
     if not text:
-        return Metadata(flags, None)
+        return Metadata(flags, token, None)
     if not _TIMEOUT.fullmatch(text):
         raise BadTimeout(f"invalid grpc-timeout: {text}")
     seconds = int(text[:-1]) * _UNITS[text[-1]]
     if seconds <= 0:
-        return Metadata(flags, 0 if seconds else None)  # as with etcd, where 0 is no timeout
-    return Metadata(flags, ceil(seconds / tick_seconds))
+        return Metadata(flags, token, 0 if seconds else None)  # as with etcd, where 0 is no timeout
+    return Metadata(flags, token, ceil(seconds / tick_seconds))
 
 
 class Late(Protocol):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from google.protobuf.message import Message
 
 from cluster.access import Access
-from cluster.http1 import JSON, TEXT, Connections, Exchange, Later, Line, Request, Taker
+from cluster.http1 import JSON, TEXT, Connections, Exchange, Headers, Later, Line, Request, Taker
 from cluster.jsonheaders import LATE, BadTimeout, Deadlines, Metadata, metadata_of
 from cluster.jsontext import BadJson, Objects, message_of, quoted, text_of
 from cluster.local_answers import LOCAL, STREAMS
@@ -189,7 +189,7 @@ class _Unary:
             self._refuse(Code.RESOURCE_EXHAUSTED, _larger(len(payload), self._way.message_max))
             return
         self._id = self._way.gateway.inner(self._told)
-        self._way.gateway.inner_call(self._id, number, payload, self._metadata.flags)
+        self._way.gateway.inner_call(self._id, number, payload, self._metadata.flags, self._metadata.token)
 
     def blocked(self, blocked: bool) -> None:
         if self._id:
@@ -293,7 +293,7 @@ class _Stream:
 
     def _begin(self) -> None:
         self._id = self._way.gateway.inner(self._told)
-        self._way.gateway.inner_begin(self._id, self._method, self._metadata.flags)
+        self._way.gateway.inner_begin(self._id, self._method, self._metadata.flags, self._metadata.token)
 
     def _say(self, payload: bytes) -> None:
         if not self._id:
@@ -382,11 +382,14 @@ class JsonWay:
             for gone in [one for one in self._over2 if one == id or (whole and one >> 32 == id >> 32)]:
                 self._over2.pop(gone).gone()
 
-    def request(self, id: int, head: str, body: bytes) -> None:
-        """A request that came whole, by HTTP/2."""
-        method, _, target = head.partition("\0")[0].partition(" ")
-        exchange = _Over2(self.gateway, id, lambda: self._over2.pop(id, None))
-        taker = self._over2[id] = self.route(Request(method, target, {}, True), exchange)
+    def request(self, id: int, head: str, body: bytes, flags: int) -> None:
+        """A request that came whole, by HTTP/2. head, flags: EDGE_REQUEST's."""
+        line, *more = head.split("\0")
+        method, _, target = line.partition(" ")
+        names = ((edge.TOKEN, "grpc-metadata-token"), (edge.AUTHORIZATION, "authorization"), (edge.ORIGIN, "origin"))
+        headers = dict(zip([name for flag, name in names if flags & flag], more, strict=True))
+        exchange = _Over2(self.gateway, id, self._access.cors(headers), lambda: self._over2.pop(id, None))
+        taker = self._over2[id] = self.route(Request(method, target, headers, True), exchange)
         taker.data(body)
         taker.end()
 
@@ -454,17 +457,21 @@ def _misdirected(host: str) -> bytes:
 class _Over2:
     """Where the answer goes to a request that came by HTTP/2."""
 
-    def __init__(self, gateway: Gateway, id: int, over: Callable[[], object]) -> None:
-        self._gateway, self._id, self._over = gateway, id, over
+    def __init__(self, gateway: Gateway, id: int, always: Headers, over: Callable[[], object]) -> None:
+        self._gateway, self._id, self._always, self._over = gateway, id, always, over
 
     def answer(
         self, status: int, body: bytes, content_type: str = JSON, headers: Iterable[tuple[str, str]] = ()
     ) -> None:
-        self._gateway.to_edge(edge.RESPONSE, self._id, content_type.encode() + b"\0" + body, status)
+        self._gateway.to_edge(edge.RESPONSE, self._id, self._head(content_type, headers) + body, status)
         self._over()
 
     def start(self, headers: Iterable[tuple[str, str]] = ()) -> None:
-        self._gateway.to_edge(edge.RESPONSE_BEGUN, self._id, JSON.encode() + b"\0", 200)
+        self._gateway.to_edge(edge.RESPONSE_BEGUN, self._id, self._head(JSON, headers), 200)
+
+    def _head(self, content_type: str, headers: Iterable[tuple[str, str]]) -> bytes:
+        fields = [f"{name.lower()}: {text}" for name, text in (*self._always, *headers)]
+        return "\n".join([content_type, *fields]).encode("latin-1") + b"\0"
 
     def chunk(self, body: bytes) -> None:
         self._gateway.to_edge(edge.SEND, self._id, body)

@@ -55,7 +55,7 @@ enum edge_event_kind {
     EDGE_WRITABLE = 10,               /* and now it has gone */
     EDGE_BYTES = 11,                  /* of an HTTP/1 connection */
     EDGE_REQUEST = 12                 /* HTTP/2 but not gRPC (curl, TLS): payload: body; extra: "METHOD path", and
-                                         behind a NUL the token, if status says that there is one */
+                                         behind a NUL each the token and the origin, if status says that there is one */
 };
 
 enum edge_protocol { EDGE_HTTP2 = 2, EDGE_HTTP1 = 1 };
@@ -63,7 +63,8 @@ enum edge_protocol { EDGE_HTTP2 = 2, EDGE_HTTP1 = 1 };
 enum edge_flag {
     EDGE_HAS_LEADER = 1,              /* metadata hasleader: true */
     EDGE_TOKEN = 2,                   /* extra is the value of token */
-    EDGE_AUTHORIZATION = 4            /* extra is the value of authorization, and there was no token */
+    EDGE_AUTHORIZATION = 4,           /* extra is the value of authorization, and there was no token */
+    EDGE_ORIGIN = 8                   /* of EDGE_REQUEST: there was an origin */
 };
 
 enum edge_reason {
@@ -94,7 +95,8 @@ enum edge_answer {
     EDGE_CLOSE = 20,                  /* a connection, when what was written has gone */
     EDGE_PAUSE = 21,                  /* read no more from an HTTP/1 connection */
     EDGE_RESUME = 22,
-    EDGE_RESPONSE = 23,               /* answers EDGE_REQUEST; status: HTTP's; payload: content type, NUL, body */
+    EDGE_RESPONSE = 23,               /* answers EDGE_REQUEST; status: HTTP's; payload: content type, NUL, body. Behind
+                                         the content type may be more headers, "\nname: value" each */
     EDGE_RESPONSE_BEGUN = 24          /* the same, but the body goes on: EDGE_SEND, EDGE_END */
 };
 

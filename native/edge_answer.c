@@ -276,6 +276,23 @@ ssize_t edge_answer_read(nghttp2_session *session, int32_t stream, uint8_t *buff
 
 /* ---- other ends */
 
+/* "content type\nname: value\n..." up to `end`. Returns how many; what is no header is left out. */
+static size_t more_headers(nghttp2_nv *to, const uint8_t *at, const uint8_t *end) {
+    size_t count = 0;
+    for (bool first = true; at < end && count <= EDGE_HEADERS_MAX; first = false) {
+        const uint8_t *line = memchr(at, '\n', (size_t)(end - at)), *colon;
+        if (!line) line = end;
+        if (first) {
+            to[count++] = (nghttp2_nv)NAME("content-type", at, (size_t)(line - at));
+        } else if ((colon = memchr(at, ':', (size_t)(line - at))) && colon > at && colon + 2 <= line) {
+            to[count++] = (nghttp2_nv){(uint8_t *)at, (uint8_t *)colon + 2, (size_t)(colon - at),
+                                       (size_t)(line - colon - 2), NGHTTP2_NV_FLAG_NONE};
+        }
+        at = line + 1;
+    }
+    return count;
+}
+
 void edge_answer_http(struct edge_call *c, uint16_t status, const uint8_t *payload, size_t length, bool more) {
     struct edge *e = c->connection->edge;
     const uint8_t *nul = memchr(payload, 0, length);
@@ -284,11 +301,12 @@ void edge_answer_http(struct edge_call *c, uint16_t status, const uint8_t *paylo
         edge_answer_reset(c, NGHTTP2_INTERNAL_ERROR);
         return;
     }
-    size_t type = (size_t)(nul - payload), body = length - type - 1;
+    size_t body = length - (size_t)(nul - payload) - 1, count = 0;
     char digits[8], size[24];
     if (!more) finish(c, 0);
-    nghttp2_nv head[] = {NAME(":status", digits, number(digits, status)), NAME("content-type", payload, type),
-                         NAME("content-length", size, number(size, (unsigned)body))};
+    nghttp2_nv head[EDGE_HEADERS_MAX + 3] = {NAME(":status", digits, number(digits, status))};
+    count = 1 + more_headers(head + 1, payload, nul);
+    if (!more) head[count++] = (nghttp2_nv)NAME("content-length", size, number(size, (unsigned)body));
     nghttp2_data_provider provider = {{.ptr = c}, edge_answer_read};
     uint32_t cost = body ? edge_queue_add(e, &c->queue, NULL, nul + 1, (uint32_t)body, NULL, true, NULL, 0) : 0;
     if (body && !cost) {
@@ -297,7 +315,7 @@ void edge_answer_http(struct edge_call *c, uint16_t status, const uint8_t *paylo
     }
     if (body) hold(c, (int64_t)body);
     c->flags |= CALL_ANSWERED;
-    if (nghttp2_submit_response(c->connection->session, c->stream, head, more ? 2 : 3, body || more ? &provider : NULL))
+    if (nghttp2_submit_response(c->connection->session, c->stream, head, count, body || more ? &provider : NULL))
         edge_answer_reset(c, NGHTTP2_INTERNAL_ERROR);
     edge_ready(c->connection);
     if (body) measure(c, cost);

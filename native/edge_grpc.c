@@ -130,6 +130,7 @@ void edge_call_drop(struct edge_call *c, uint32_t error_code) {
     edge_queue_drop(e, &c->queue);
     drop_token(c);
     edge_release(e, c->path);
+    edge_release(e, c->origin);
     edge_release(e, c->text);
     if (c->next) c->next->prev = c->prev;
     if (c->prev) c->prev->next = c->next;
@@ -210,6 +211,11 @@ void edge_call_header(struct edge_call *c, const uint8_t *name, size_t name_leng
     case 5:
         if (is(name, ":path", 5) && !keep(e, &c->path, &c->path_length, value, length)) e->failed = true;
         else if (is(name, "token", 5)) note_token(c, EDGE_TOKEN, value, length);
+        break;
+    case 6: /* Without TLS there are no requests but gRPC's. */
+        if (is(name, "origin", 6) && c->connection->tls && length && length <= EDGE_ORIGIN_BYTES_MAX &&
+            !keep(e, &c->origin, &c->origin_length, value, length))
+            e->failed = true;
         break;
     case 7:
         if (is(name, ":method", 7)) note_method(c, value, length);
@@ -418,7 +424,8 @@ static void request(struct edge_call *c) {
     struct edge *e = c->connection->edge;
     const char *name = names[c->request];
     size_t length = strlen(name), size = length + 1 + c->path_length + (c->token ? 1 + c->token_length : 0);
-    char *line = edge_alloc(e, size);
+    size_t all = size + (c->origin ? 1 + c->origin_length : 0);
+    char *line = edge_alloc(e, all);
     if (!line) {
         e->failed = true;
         return;
@@ -430,8 +437,13 @@ static void request(struct edge_call *c) {
         line[length + 1 + c->path_length] = 0;
         memcpy(line + size - c->token_length, c->token, c->token_length);
     }
+    if (c->origin) {
+        line[size] = 0;
+        memcpy(line + size + 1, c->origin, c->origin_length);
+    }
     c->flags |= CALL_TOLD;
-    edge_event(e, edge_call_id(c), EDGE_REQUEST, 0, c->metadata, 0, c->message, c->have, line, size);
+    uint16_t flags = c->metadata | (c->origin ? EDGE_ORIGIN : 0);
+    edge_event(e, edge_call_id(c), EDGE_REQUEST, 0, flags, 0, c->message, c->have, line, all);
     edge_release(e, line);
 }
 

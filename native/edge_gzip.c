@@ -19,8 +19,8 @@ void edge_gzip_free(struct edge *e) {
 }
 
 static uint32_t claimed(const uint8_t *packed, uint32_t size) {
-    const uint8_t *last = packed + size - 4;
     if (size < 4) return 0;
+    const uint8_t *last = packed + size - 4;
     return last[0] | (uint32_t)last[1] << 8 | (uint32_t)last[2] << 16 | (uint32_t)last[3] << 24;
 }
 

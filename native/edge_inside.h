@@ -39,6 +39,8 @@ enum {
     EDGE_TLS_FILES = 4,             /* certificate, key, CA, CRL */
     EDGE_METHODS_MAX = 256,         /* slots of the table, a power of two, over twice the methods that fit */
     EDGE_PATH_BYTES_MAX = 256,      /* of an unknown path, what is kept */
+    EDGE_ORIGIN_BYTES_MAX = 256,    /* longer ones are nobody's */
+    EDGE_HEADERS_MAX = 16,          /* of EDGE_RESPONSE */
     EDGE_TEXT_BYTES_MAX = 1024,     /* of an error's text, what is sent */
     EDGE_TOKEN_BYTES_MAX = 8192,
     EDGE_CALL_BYTES = 650,          /* what an idle call takes, about, with what nghttp2 has for its stream */
@@ -137,7 +139,8 @@ struct edge_call {
     uint32_t owed;                  /* bytes of window that were not given back */
     char *path;                     /* until the headers are complete, and of EDGE_REQUEST */
     char *token, *text;             /* metadata; the error's text for the trailers */
-    uint32_t path_length, token_length, text_length;
+    char *origin;                   /* of EDGE_REQUEST */
+    uint32_t path_length, token_length, text_length, origin_length;
     struct edge_queue queue;
 };
 

@@ -115,6 +115,9 @@ class Answering:
                 return (
                     begun + record(edge.SEND, call, b"one ") + record(edge.SEND, call, b"two") + record(edge.END, call)
                 )
+            case edge.REQUEST, _ if payload == b"headers":
+                head = b"text/plain\none: 1\nbroken\n: x\ntwo:\nthree: 3 : 4" + b"\nmany: x" * 30 + b"\0"
+                return record(edge.RESPONSE, call, head + more, status=200)
             case edge.REQUEST, _:
                 return record(edge.RESPONSE, call, b"text/plain\0" + more + b"|" + payload, status=200)
             case edge.BYTES, _:

@@ -287,6 +287,21 @@ def test_json_over_http2_is_a_request(running: Service, papers: Papers) -> None:
     token = [*command, "-H", "Authorization: Bearer t", url]
     done = subprocess.run(token, capture_output=True, text=True, timeout=WAIT, env=clean)
     assert done.stdout == "GET /v3/kv/range?x=1\0Bearer t||200"
+    page = [*command, "-H", "Origin: http://a:1", "-H", "Authorization: t", "-d", "headers", "-D", "-", url]
+    done = subprocess.run(page, capture_output=True, text=True, timeout=WAIT, env=clean)
+    head, _, body = done.stdout.partition("\n\n")
+    assert body == "POST /v3/kv/range?x=1\0t\0http://a:1|200"
+    lines = head.splitlines()
+    assert [line for line in lines[:4] if line != "many: x"] == [
+        "HTTP/2 200 ",
+        "content-type: text/plain",
+        "one: 1",
+        "three: 3 : 4",
+    ]
+    assert 10 < lines.count("many: x") < 16, "there is an end to them"
+    page[page.index("Origin: http://a:1")] = "Origin: " + "a" * 257
+    done = subprocess.run(page, capture_output=True, text=True, timeout=WAIT, env=clean)
+    assert done.stdout.endswith("\n\nPOST /v3/kv/range?x=1\0t|200")
     done = subprocess.run([*command, "-d", "stream", url], capture_output=True, text=True, timeout=WAIT, env=clean)
     assert done.stdout == "one two|200"
     command += ["--data-binary", "@-", url]

@@ -20,6 +20,7 @@ from kvorum import etcd_pb2 as pb
 from kvorum import wire
 from kvorum.wire import Kind, Method
 from native import edge
+from native.edge import Batch
 from tests.unit.test_gatewayd import World
 
 CONNECTION = 5 << 32
@@ -546,11 +547,13 @@ def test_over_http_2_it_is_the_same(world: World) -> None:
     request(CONNECTION | 1, b"POST /v3/kv/range", b'{"key":"Zm9v"}')
     world.applied(world.link.apply[0], pb.RangeResponse(count=1).SerializeToString())
     (said,) = world.front.said[CONNECTION | 1]
-    assert (said.kind, said.status, said.payload) == (edge.RESPONSE, 200, b'application/json\0{"count":"1"}')
+    cors = re.sub(rb"(?m)^[^:]*", lambda name: name[0].lower(), CORS).replace(b"\r\n", b"\n")
+    head = b"application/json\n" + cors + b"grpc-metadata-content-type: application/grpc\0"
+    assert (said.kind, said.status, said.payload) == (edge.RESPONSE, 200, head + b'{"count":"1"}')
     request(CONNECTION | 3, b"POST /v3/watch", b'{"create_request":{"key":"Zm9v"}}')
     streams(world, created(world), Kind.STREAM_MESSAGE, b"")
     begun, line = world.front.said[CONNECTION | 3]
-    assert (begun.kind, begun.payload) == (edge.RESPONSE_BEGUN, b"application/json\0")
+    assert (begun.kind, begun.payload) == (edge.RESPONSE_BEGUN, head)
     assert (line.kind, line.payload) == (edge.SEND, b'{"result":{}}\n')
     world.event(edge.CANCELLED, CONNECTION | 3, status=1)
     assert world.link.watch[-1].kind == Kind.STREAM_CLOSE
@@ -740,6 +743,19 @@ def test_origins_that_may_ask() -> None:
         assert (b"Access-Control" in got) == told, "all of them or none"
 
 
+def test_origins_over_http_2() -> None:
+    """Where a browser asks that has agreed on TLS."""
+    world = World(access=Access(origins=("http://a:1",)))
+    for stream, origin in ((1, b"http://a:1"), (3, b"http://b")):
+        head = b"GET /version\0t.1\0" + origin
+        flags = edge.AUTHORIZATION | edge.ORIGIN
+        event = (CONNECTION | stream, 0, 0, 0, len(head), edge.REQUEST, 0, flags)
+        world.front.batches.append(Batch(b"", 0, [event], head))
+        world.gateway.turn()
+        (answer,) = world.front.said[CONNECTION | stream]
+        assert (b"access-control-allow-origin: " + origin in answer.payload) == (stream == 1)
+
+
 def test_names_by_which_it_may_be_asked() -> None:
     """On every path; not over TLS."""
     world = World(access=Access(hosts=("a", "::1")))
@@ -758,3 +774,31 @@ def test_names_by_which_it_may_be_asked() -> None:
     world.event(edge.OPENED, secure.id, method=1, status=edge.HTTP1)
     secure.send(b"GET /version HTTP/1.1\r\nHost: b\r\n\r\n")
     assert said(secure.got())[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "flags", "token"),
+    [
+        ("", 0, b""),
+        ("Authorization: Bearer t.1\r\n", edge.AUTHORIZATION, b"Bearer t.1"),
+        ("Grpc-Metadata-Authorization: t.1\r\n", edge.AUTHORIZATION, b"t.1"),
+        ("Grpc-Metadata-Token: t.1\r\nAuthorization: t.2\r\n", edge.TOKEN, b"t.1"),
+        ("Authorization: t\r\nGrpc-Metadata-Hasleader: true\r\n", edge.AUTHORIZATION | edge.HAS_LEADER, b"t"),
+    ],
+)
+def test_a_token_becomes_metadata(
+    world: World, client: Client, monkeypatch: pytest.MonkeyPatch, headers: str, flags: int, token: bytes
+) -> None:
+    """As gRPC would have brought it: of calls, of streams, and over HTTP/2, where the edge has found it."""
+    seen: list[tuple[int, bytes]] = []
+    monkeypatch.setattr(world.gateway, "_call", lambda call, flags: seen.append((flags, call.token)))
+    monkeypatch.setattr(world.gateway, "_begun", lambda id, method, flags, token: seen.append((flags, token)))
+    client.post("/v3/kv/range", b"{}", headers)
+    Client(world, OTHER).post("/v3/watch", b"{}", headers)
+    assert seen == [(flags, token)] * 2
+    if token and not flags & edge.HAS_LEADER:
+        head = b"POST /v3/kv/range\0" + token
+        batch = Batch(b"", 0, [(7 << 32 | 1, 0, 0, 2, len(head), edge.REQUEST, 0, flags)], b"{}" + head)
+        world.front.batches.append(batch)
+        world.gateway.turn()
+        assert seen[2:] == [(flags, token)]
