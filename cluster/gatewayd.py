@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import zmq
 from google.protobuf.message import DecodeError, Message
 
-from cluster import metrics
+from cluster import clientcalls, metrics
 from cluster.config import NodeConfig
 from cluster.exits import Exit
 from cluster.internal import Tick
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 OWN = 1 << 31
 """In the lower half of a call's id: made here."""
 STATUS_TICKS = 5
+COUNT_TICKS = 10
 UNSENT_TICKS = 50
 """So long a call waits for an apply process that is starting, or stuck."""
 LOST = errors.Unavailable("etcdserver: request timed out, possibly due to connection lost", Code.UNAVAILABLE)
@@ -81,6 +82,7 @@ class Front(Protocol):
     def deliver(self, batch: bytes) -> int: ...
     def fan_out(self, payload: bytes, calls: array[int], suffixes: bytes, ends: array[int]) -> int: ...
     def fail(self, status: int, text: str, *, method: int = 0) -> int: ...
+    def version_stats(self) -> list[tuple[str, list[int]]]: ...
 
 
 class Call(NamedTuple):
@@ -116,8 +118,11 @@ class Gateway:
         message_max: int = (1536 + 512) << 10,
         metrics_url: str = "",
         tick_seconds: float = 0.1,
+        client_calls: clientcalls.ClientCalls | None = None,
     ) -> None:
         self.front, self.link, self.board = front, link, board
+        self._client_calls = client_calls or clientcalls.ClientCalls(None)
+        self._by_json = {"unary": 0, "stream": 0}
         self._json: JsonWay | None = None
         self._for_json = message_max, metrics_url, tick_seconds
         self.has_leader = True
@@ -348,7 +353,11 @@ class Gateway:
 
     def _call(self, call: Call, flags: int) -> None:
         self.board.calls.add()
-        if flags & edge.HAS_LEADER and not self.has_leader:
+        if call.id & OWN:
+            self._by_json["stream" if call.method in _STREAMS else "unary"] += 1
+        if flags & edge.BAD_VERSION:
+            self.end(call.id, errors.BadClientVersion.code, errors.BadClientVersion.text)
+        elif flags & edge.HAS_LEADER and not self.has_leader:
             self.end(call.id, errors.NoLeader.code, errors.NoLeader.text)
         elif call.method in LOCAL:
             self._local(LOCAL[call.method], call)
@@ -373,7 +382,11 @@ class Gateway:
 
     def _begun(self, id: int, method: int, flags: int) -> None:
         self.board.calls.add()
-        if flags & edge.HAS_LEADER and not self.has_leader:
+        if id & OWN:
+            self._by_json["stream"] += 1
+        if flags & edge.BAD_VERSION:
+            self.end(id, errors.BadClientVersion.code, errors.BadClientVersion.text)
+        elif flags & edge.HAS_LEADER and not self.has_leader:
             self.end(id, errors.NoLeader.code, errors.NoLeader.text)
         elif method == Method.WATCH:
             self._watches[id] = None
@@ -489,12 +502,31 @@ class Gateway:
             self._json.tick()
         for whom in [whom for whom, since in self._unsent_since.items() if self._ticks - since > UNSENT_TICKS]:
             self._lost(whom)
+        if self._ticks % COUNT_TICKS == 0:
+            self._count()
         if self._ticks % STATUS_TICKS == 0:
             self.ask(Method.STATUS, pb.StatusRequest(), self._told_status)
         self.board.streams.set(len(self._watches) + len(self._ranges) + len(self._renewals) + len(self.recipes))
 
+    def _count(self) -> None:
+        """Whose calls have come in. What comes as JSON names no version."""
+        counts = {(kind, "unknown"): count for kind, count in self._by_json.items() if count}
+        for version, started in self.front.version_stats():
+            streams = sum(started[method] for method in _STREAMS)
+            for kind, count in (("unary", sum(started) - streams), ("stream", streams)):
+                if count:
+                    counts[kind, version] = counts.get((kind, version), 0) + count
+        self._client_calls.write(counts)
+
     def _told_status(self, status: int, answer: bytes) -> None:
         self.has_leader = status == 0 and pb.StatusResponse.FromString(answer).leader != 0
+
+
+_STREAMS = [
+    *(Method.WATCH, Method.LEASE_KEEP_ALIVE, Method.RANGE_STREAM),
+    *(number for number, one in LOCAL.items() if one.path.endswith(("/Snapshot", "/Observe"))),
+]
+"""What is a stream with etcd, in either direction."""
 
 
 def _ours(frame: bytes) -> Iterator[wire.Record]:
@@ -557,6 +589,7 @@ def main(argv: Sequence[str]) -> int:
         message_max=message_max,
         metrics_url=next(iter(config.listen_metrics), ""),
         tick_seconds=config.heartbeat_ms / 1000,
+        client_calls=clientcalls.ClientCalls(clientcalls.path(metrics.directory(config.run_dir))),
     )
     process.settle()
     while not process.stopping:
