@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import zmq
 from google.protobuf.message import DecodeError, Message
 
-from cluster import log, metrics
+from cluster import clientcalls, log, metrics
 from cluster.access import ALL, Access
 from cluster.config import NodeConfig
 from cluster.exits import Exit
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
 OWN = 1 << 31
 """In the lower half of a call's id: made here."""
+COUNT_TICKS = 10
 STATUS_SECONDS = 0.1
 """How often apply is asked whether there is a leader."""
 UNSENT_TICKS = 50
@@ -84,6 +85,7 @@ class Front(Protocol):
     def deliver(self, batch: bytes) -> int: ...
     def fan_out(self, payload: bytes, calls: array[int], suffixes: bytes, ends: array[int]) -> int: ...
     def fail(self, status: int, text: str, *, method: int = 0) -> int: ...
+    def version_stats(self) -> list[tuple[str, list[int]]]: ...
 
 
 class Call(NamedTuple):
@@ -123,8 +125,11 @@ class Gateway:
         election_ticks: int = 10,
         access: Access = ALL,
         now_and_then: Callable[[], None] = lambda: None,
+        client_calls: clientcalls.ClientCalls | None = None,
     ) -> None:
         self.front, self.link, self.board = front, link, board
+        self._client_calls = client_calls or clientcalls.ClientCalls(None)
+        self._by_json = {"unary": 0, "stream": 0}
         self._json: JsonWay | None = None
         self._for_json = message_max, metrics_url, tick_seconds, access
         self._now_and_then = now_and_then
@@ -369,7 +374,11 @@ class Gateway:
 
     def _call(self, call: Call, flags: int) -> None:
         self.board.calls.add()
-        if flags & edge.HAS_LEADER and not self.leadership.known:
+        if call.id & OWN:
+            self._by_json["stream" if call.method in _STREAMS else "unary"] += 1
+        if flags & edge.BAD_VERSION:
+            self.end(call.id, errors.BadClientVersion.code, errors.BadClientVersion.text)
+        elif flags & edge.HAS_LEADER and not self.leadership.known:
             self.end(call.id, errors.NoLeader.code, errors.NoLeader.text)
         elif call.method in LOCAL:
             if flags & edge.HAS_LEADER and LOCAL[call.method].stream:
@@ -397,6 +406,11 @@ class Gateway:
     def _begun(self, id: int, method: int, flags: int, token: bytes) -> None:
         """A stream. token: as Call has it."""
         self.board.calls.add()
+        if id & OWN:
+            self._by_json["stream"] += 1
+        if flags & edge.BAD_VERSION:
+            self.end(id, errors.BadClientVersion.code, errors.BadClientVersion.text)
+            return
         if flags & edge.HAS_LEADER:
             if not self.has_leader:
                 self.end(id, errors.NoLeader.code, errors.NoLeader.text)
@@ -530,6 +544,8 @@ class Gateway:
         self.snapshots.tick(self._ticks)
         for whom in [whom for whom, since in self._unsent_since.items() if self._ticks - since > UNSENT_TICKS]:
             self._lost(whom)
+        if self._ticks % COUNT_TICKS == 0:
+            self._count()
         for id in self.leadership.tick():
             self._abandon(id)
             self.end(id, errors.NoLeader.code, errors.NoLeader.text)
@@ -541,9 +557,26 @@ class Gateway:
         calls = len(self.recipes) + len(self.snapshots)
         self.board.streams.set(len(self._watches) + len(self._ranges) + len(self._renewals) + calls)
 
+    def _count(self) -> None:
+        """Whose calls have come in. What comes as JSON names no version."""
+        counts = {(kind, "unknown"): count for kind, count in self._by_json.items() if count}
+        for version, started in self.front.version_stats():
+            streams = sum(started[method] for method in _STREAMS)
+            for kind, count in (("unary", sum(started) - streams), ("stream", streams)):
+                if count:
+                    counts[kind, version] = counts.get((kind, version), 0) + count
+        self._client_calls.write(counts)
+
     def _told_status(self, status: int, answer: bytes) -> None:
         self._status_asked = False
         self.leadership.known = status == 0 and pb.StatusResponse.FromString(answer).leader != 0
+
+
+_STREAMS = [
+    *(Method.WATCH, Method.LEASE_KEEP_ALIVE, Method.RANGE_STREAM),
+    *(number for number, one in LOCAL.items() if one.path.endswith(("/Snapshot", "/Observe"))),
+]
+"""What is a stream with etcd, in either direction."""
 
 
 def _ours(frame: bytes) -> Iterator[wire.Record]:
@@ -619,6 +652,7 @@ def main(argv: Sequence[str]) -> int:
         message_max=message_max,
         metrics_url=next(iter(config.listen_metrics), ""),
         tick_seconds=config.heartbeat_ms / 1000,
+        client_calls=clientcalls.ClientCalls(clientcalls.path(metrics.directory(config.run_dir), name)),
         election_ticks=config.election_ms // config.heartbeat_ms,
         access=Access(config.cors, config.host_whitelist),
         **more,

@@ -19,11 +19,12 @@ import os
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
-from cluster import log, metrics, version
+from cluster import clientcalls, log, metrics, version
 from cluster.config import NodeConfig
 
 if TYPE_CHECKING:
@@ -203,6 +204,17 @@ class Server:
     def _own(self) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+        calls = CounterMetricFamily(
+            "etcd_server_client_requests",
+            "Calls of etcd's API, by the version that the client says it has.",
+            labels=["type", "client_api_version"],
+        )
+        counted = Counter[tuple[str, str]]()
+        for gateway in self.config.gateways:
+            counted.update(clientcalls.read(clientcalls.path(metrics.directory(self.config.run_dir), gateway)))
+        for labels, count in counted.items():
+            calls.add_metric(labels, count)
+        yield calls
         restarts = CounterMetricFamily(
             "kvorum_supervisor_restarts", "How often a process of the node was started again.", labels=["process"]
         )

@@ -94,6 +94,12 @@ class InvalidSortOption(Refused):
     code, text = Code.INVALID_ARGUMENT, "etcdserver: invalid sort option"
 
 
+class BadClientVersion(Refused):
+    """The gateway's alone."""
+
+    code, text = Code.INVALID_ARGUMENT, "etcdserver: invalid client api version"
+
+
 class RequestTooLarge(Refused):
     code, text = Code.INVALID_ARGUMENT, "etcdserver: request is too large"
 

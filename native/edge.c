@@ -63,6 +63,9 @@ struct edge *edge_new(const struct edge_config *config, const struct edge_method
     e->config = *config;
     e->epoll = e->clock = e->spare = -1;
     e->now = edge_milliseconds();
+    memcpy(e->versions[0].text, "unknown", e->versions[0].length = 7);
+    memcpy(e->versions[1].text, "other", e->versions[1].length = 5);
+    e->version_count = 2;
     edge_memory(e);
     if (!set_up(e, methods, count)) {
         int error = errno;
@@ -422,6 +425,14 @@ uint64_t edge_drain(struct edge *e, int grace_ms) {
 
 void edge_stats(const struct edge *e, struct edge_stats *stats) {
     *stats = e->stats;
+}
+
+int edge_version_stats(const struct edge *e, int version, char text[32], uint32_t *length, uint64_t started[256]) {
+    if (version < 0 || (uint32_t)version >= e->version_count) return -1;
+    *length = e->versions[version].length;
+    memcpy(text, e->versions[version].text, EDGE_VERSION_BYTES_MAX);
+    memcpy(started, e->versions[version].started, sizeof e->versions[version].started);
+    return 0;
 }
 
 int edge_method_stats(const struct edge *e, int method, uint64_t *started, uint64_t ended[17]) {

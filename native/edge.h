@@ -64,7 +64,8 @@ enum edge_flag {
     EDGE_HAS_LEADER = 1,              /* metadata hasleader: true */
     EDGE_TOKEN = 2,                   /* extra is the value of token */
     EDGE_AUTHORIZATION = 4,           /* extra is the value of authorization, and there was no token */
-    EDGE_ORIGIN = 8                   /* of EDGE_REQUEST: there was an origin */
+    EDGE_ORIGIN = 8,                  /* of EDGE_REQUEST: there was an origin */
+    EDGE_BAD_VERSION = 16             /* metadata client-api-version that isn't UTF-8 */
 };
 
 enum edge_reason {
@@ -101,6 +102,8 @@ enum edge_answer {
 };
 
 enum { EDGE_SUFFIX_MAX = 16 };
+
+enum { EDGE_VERSION_BYTES_MAX = 32 }; /* of a client-api-version that is told apart from others */
 
 struct edge_method {
     const char *path;                 /* "/service/method" */
@@ -215,6 +218,11 @@ void edge_stats(const struct edge *e, struct edge_stats *stats);
 
 /* How many calls of the method ended with each gRPC status, 0 to 16. 0, or -1: no such method. */
 int edge_method_stats(const struct edge *e, int method, uint64_t *started, uint64_t ended[17]);
+
+/* How many calls of each method began with the metadata client-api-version `text`, of which `length` bytes count. Versions
+ * are numbered from 0, as they were first seen: 0 is "unknown", of calls that name none, 1 is "other", what is too long or
+ * comes when there are too many. 0, or -1: no such version. */
+int edge_version_stats(const struct edge *e, int version, char text[32], uint32_t *length, uint64_t started[256]);
 
 /* cdef: end */
 

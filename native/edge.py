@@ -37,7 +37,7 @@ BLOCKED, WRITABLE, BYTES, REQUEST = lib.EDGE_BLOCKED, lib.EDGE_WRITABLE, lib.EDG
 
 HTTP1, HTTP2 = lib.EDGE_HTTP1, lib.EDGE_HTTP2
 HAS_LEADER, TOKEN, AUTHORIZATION = lib.EDGE_HAS_LEADER, lib.EDGE_TOKEN, lib.EDGE_AUTHORIZATION
-ORIGIN = lib.EDGE_ORIGIN
+ORIGIN, BAD_VERSION = lib.EDGE_ORIGIN, lib.EDGE_BAD_VERSION
 BY_PEER, BY_US, BAD_PROTOCOL = lib.EDGE_BY_PEER, lib.EDGE_BY_US, lib.EDGE_BAD_PROTOCOL
 TOO_MUCH, TOO_LATE = lib.EDGE_TOO_MUCH, lib.EDGE_TOO_LATE
 
@@ -260,6 +260,15 @@ class Edge:
         if lib.edge_method_stats(self._edge, method, started, ended):
             raise KeyError(method)
         return int(started[0]), [int(n) for n in ended]
+
+    def version_stats(self) -> list[tuple[str, list[int]]]:
+        """For each client-api-version that calls named: what it is, and how many calls of each method, by number, began
+        with it. The first is "unknown", of calls that name none; the second "other", of what there was no room for."""
+        text, length, started = ffi.new("char[32]"), ffi.new("uint32_t *"), ffi.new("uint64_t[256]")
+        found: list[tuple[str, list[int]]] = []
+        while not lib.edge_version_stats(self._edge, len(found), text, length, started):
+            found.append((bytes(ffi.buffer(text, length[0])).decode(), ffi.unpack(started, 256)))
+        return found
 
     def close(self) -> None:
         """Close everything at once. Nothing else may be called afterwards."""

@@ -165,11 +165,48 @@ static void note_token(struct edge_call *c, uint8_t which, const uint8_t *value,
     if (length > EDGE_TOKEN_BYTES_MAX || c->connection->inbound + length > e->config.inbound_connection_max) {
         c->bad = BAD_HEADERS_TOO_LARGE;
     } else if (keep(e, &c->token, &c->token_length, value, length)) {
-        c->metadata = (uint8_t)((c->metadata & EDGE_HAS_LEADER) | which);
+        c->metadata = (uint8_t)((c->metadata & (EDGE_HAS_LEADER | EDGE_BAD_VERSION)) | which);
         edge_call_hold(c, (int64_t)length);
     } else {
         e->failed = true;
     }
+}
+
+/* Well-formed (RFC 3629): the shortest form, no surrogates, up to U+10FFFF. */
+static bool utf8(const uint8_t *s, size_t length) {
+    for (size_t i = 0; i < length;) {
+        uint8_t first = s[i++], low = 0x80, high = 0xbf;
+        if ((first >= 0x80 && first < 0xc2) || first > 0xf4) return false;
+        if (first == 0xe0) low = 0xa0;
+        if (first == 0xed) high = 0x9f;
+        if (first == 0xf0) low = 0x90;
+        if (first == 0xf4) high = 0x8f;
+        for (int more = (first >= 0xc2) + (first >= 0xe0) + (first >= 0xf0); more; more--, low = 0x80, high = 0xbf) {
+            if (i == length || s[i] < low || s[i] > high) return false;
+            i++;
+        }
+    }
+    return true;
+}
+
+/* The first one counts. */
+static void note_version(struct edge_call *c, const uint8_t *value, size_t length) {
+    struct edge *e = c->connection->edge;
+    uint32_t i = 2;
+    if (c->version || c->metadata & EDGE_BAD_VERSION) return;
+    if (!utf8(value, length)) {
+        c->metadata |= EDGE_BAD_VERSION;
+        return;
+    }
+    while (i < e->version_count && (e->versions[i].length != length || memcmp(e->versions[i].text, value, length))) i++;
+    if (length > EDGE_VERSION_BYTES_MAX || i == EDGE_VERSIONS_MAX) {
+        i = 1;
+    } else if (i == e->version_count) {
+        memcpy(e->versions[i].text, value, length);
+        e->versions[i].length = (uint32_t)length;
+        e->version_count++;
+    }
+    c->version = (uint8_t)i;
 }
 
 /* 1 to 8 digits and a unit: H, M, S, m, u, n. Rounded up to milliseconds. */
@@ -229,6 +266,9 @@ void edge_call_header(struct edge_call *c, const uint8_t *name, size_t name_leng
                  (length == 16 || value[16] == '+' || value[16] == ';'))
             c->flags |= CALL_GRPC;
         break;
+    case 18:
+        if (is(name, "client-api-version", 18)) note_version(c, value, length);
+        break;
     case 13:
         if (is(name, "authorization", 13)) {
             note_token(c, EDGE_AUTHORIZATION, value, length);
@@ -277,6 +317,7 @@ void edge_call_begun(struct edge_call *c) {
         tell_begun(c, EDGE_UNKNOWN, c->path, long_one ? EDGE_PATH_BYTES_MAX : c->path_length);
     } else {
         e->tallies[c->method].started++;
+        if (!(c->metadata & EDGE_BAD_VERSION)) e->versions[c->version].started[c->method]++;
         if (c->deadline) set_timer(c);
         if (c->shape & EDGE_STREAM) tell_begun(c, EDGE_BEGUN, NULL, 0);
     }

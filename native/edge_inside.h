@@ -41,6 +41,7 @@ enum {
     EDGE_PATH_BYTES_MAX = 256,      /* of an unknown path, what is kept */
     EDGE_ORIGIN_BYTES_MAX = 256,    /* longer ones are nobody's */
     EDGE_HEADERS_MAX = 16,          /* of EDGE_RESPONSE */
+    EDGE_VERSIONS_MAX = 32,         /* of clients, told apart */
     EDGE_TEXT_BYTES_MAX = 1024,     /* of an error's text, what is sent */
     EDGE_TOKEN_BYTES_MAX = 8192,
     EDGE_CALL_BYTES = 650,          /* what an idle call takes, about, with what nghttp2 has for its stream */
@@ -130,6 +131,7 @@ struct edge_call {
     char encoding[12];              /* grpc-encoding, as much of it as fits; empty: identity */
     uint8_t request;                /* enum edge_request: :method */
     uint8_t seen;                   /* enum edge_seen */
+    uint8_t version;                /* its client-api-version, of edge.versions */
     uint16_t bad;                   /* a header that can't be served: enum edge_bad */
     uint32_t headers;               /* size of the header list so far */
     struct edge_timer timer;        /* the deadline, or the end of assembly, if that is sooner */
@@ -266,6 +268,12 @@ struct edge {
         uint64_t started, ended[17];
         bool known;
     } tallies[256];
+    struct {
+        char text[EDGE_VERSION_BYTES_MAX];
+        uint32_t length;
+        uint64_t started[256];      /* by method */
+    } versions[EDGE_VERSIONS_MAX];
+    uint32_t version_count;
     nghttp2_session_callbacks *callbacks;
     nghttp2_option *option;
     nghttp2_mem memory;

@@ -100,6 +100,60 @@ def test_a_call_with_credentials_is_no_longer_in_the_pipe(channel: grpc.Channel,
     assert (event[5], event[6], payload, token) == (edge.CALL, ECHO, b"y", b"secret")
 
 
+def test_calls_are_counted_by_the_version_of_their_client(channel: grpc.Channel, running: Service) -> None:
+    """etcd's metadata client-api-version: also of calls in the pipe, which nobody looks at."""
+    echo = channel.unary_unary("/test.Echo/Echo")
+    for version in (None, "3.5.1", "3.6", "3.5.1", "", "x" * 33, "3.5.1"):
+        raw = version if version is None else version.encode()
+        assert echo(b"x", timeout=WAIT, metadata=[] if raw is None else [("client-api-version", raw)]) == b"x"
+    counted = {version: started[ECHO] for version, started in running.call(lambda edge: edge.version_stats())}
+    assert {version: count for version, count in counted.items() if count} == {
+        "unknown": 1, "3.5.1": 3, "3.6": 1, "": 1, "other": 1,
+    }  # fmt: skip
+    assert running.call(lambda _: running.answering.events[1:]) == []
+
+
+def test_a_client_with_too_many_versions_is_others() -> None:
+    with stepped(Limits()) as (to, answering):
+        peer = Peer(to, answering)
+        for number in range(100):
+            peer.result(peer.call(client_api_version=f"{number}"))
+        counted = {version: started[ECHO] for version, started in to.version_stats()}
+        assert len(counted) == 32
+        assert counted["other"] == 70
+        assert counted["29"] == 1
+        peer.close()
+
+
+@pytest.mark.parametrize(
+    ("raw", "fine"),
+    [
+        ("3.6", True),
+        ("\u00e9\u20ac\U0001f600", True),
+        ("\udcff", False),
+        ("\udcc0\udc80", False),
+        ("a\udce2\udc82", False),
+        ("\udced\udca0\udc80", False),
+        ("\udcf4\udc90\udc80\udc80", False),
+    ],
+)
+def test_a_version_that_is_no_text_is_told_to_python(raw: str, fine: bool) -> None:
+    """Whatever else is to be looked at."""
+    with stepped(Limits()) as (to, answering):
+        peer = Peer(to, answering)
+        value = raw.encode("utf-8", "surrogateescape")
+        stream = peer.h2.get_next_available_stream_id()
+        head = [(":method", "POST"), (":scheme", "http"), (":path", "/test.Echo/Echo"), (":authority", "test")]
+        more = [("content-type", "application/grpc"), ("te", "trailers"), ("client-api-version", value), ("token", "t")]
+        peer.h2.send_headers(stream, [*head, *more])
+        peer.message(stream, b"x")
+        peer.result(stream)
+        (event,) = [event for event, _, _ in answering.events if event[5] == edge.CALL]
+        assert event[7] == (edge.TOKEN if fine else edge.TOKEN | edge.BAD_VERSION)
+        assert sum(started[ECHO] for _, started in to.version_stats()) == fine
+        peer.close()
+
+
 def test_a_deadline_that_passes_is_answered_by_the_edge(channel: grpc.Channel, running: Service) -> None:
     """By edge and client at once: whoever is first, the client hears DEADLINE_EXCEEDED, and nothing is left."""
     code, _ = failure(channel.unary_unary("/test.Echo/Silent"), b"x", timeout=0.05)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -110,6 +111,30 @@ def test_numbers_follow_what_happens(one: Cluster) -> None:
     eventually(lambda: one.metric(0, "etcd_server_proposals_applied_total") >= 4)
     eventually(lambda: one.metric(0, "etcd_server_proposals_committed_total") >= 4)  # told once a tick
     eventually(lambda: one.metric(0, "etcd_disk_wal_fsync_duration_seconds_count") >= 4)
+
+
+def test_calls_are_counted_by_the_version_of_their_client(one: Cluster) -> None:
+    """etcd_server_client_requests_total; a gateway that is started again goes on counting."""
+
+    def series(kind: str, version: str) -> float:
+        for family in text_string_to_metric_families(one.http(0, "/metrics")[1]):
+            for sample in family.samples:
+                labels = {"type": kind, "client_api_version": version}
+                if (sample.name, sample.labels) == ("etcd_server_client_requests_total", labels):
+                    return sample.value
+        return 0
+
+    for count in (2, 4):
+        with grpc.insecure_channel(one.gateway(0)) as channel:
+            put = channel.unary_unary("/etcdserverpb.KV/Put")
+            for _ in range(2):
+                metadata = [("client-api-version", "3.6.0")]
+                put(pb.PutRequest(key=b"k").SerializeToString(), timeout=20, metadata=metadata, wait_for_ready=True)
+            renew = channel.stream_stream("/etcdserverpb.Lease/LeaseKeepAlive")
+            list(renew(iter([pb.LeaseKeepAliveRequest(ID=9).SerializeToString()]), timeout=20))
+        eventually(lambda count=count: series("unary", "3.6.0") == count)  # type: ignore[misc]
+        eventually(lambda count=count: series("stream", "unknown") == count // 2)  # type: ignore[misc]
+        one.kill(0, "gateway")
 
 
 def test_a_restart_is_counted_and_the_counters_of_the_dead_go_on(one: Cluster) -> None:

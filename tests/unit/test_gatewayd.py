@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from cluster import clientcalls
 from cluster.access import ALL, Access
 from cluster.gatewayd import LOST, OWN, Gateway, methods
 from cluster.internal import Tick
@@ -38,6 +40,7 @@ class Front:
         self.batches: deque[Batch] = deque()
         self.said: dict[int, list[Said]] = {}
         self.failed: list[int] = []
+        self.versions: list[tuple[str, list[int]]] = []
 
     def poll(self, timeout: float = 0) -> Batch:
         return self.batches.popleft() if self.batches else Batch(b"", 0, [], b"")
@@ -55,6 +58,9 @@ class Front:
             self.said.setdefault(id, []).append(Said(edge.SEND, 0, payload + suffixes[at:end]))
             at = end
         return len(calls)
+
+    def version_stats(self) -> list[tuple[str, list[int]]]:
+        return self.versions
 
     def fail(self, status: int, text: str, *, method: int = 0) -> int:
         self.failed.append(method)
@@ -87,10 +93,10 @@ class Link:
 
 
 class World:
-    def __init__(self, access: Access = ALL) -> None:
+    def __init__(self, access: Access = ALL, client_calls: clientcalls.ClientCalls | None = None) -> None:
         self.front, self.link, board = Front(), Link(), GatewayBoard()
         board.open(None)
-        self.gateway = Gateway(self.front, self.link, board, access=access)
+        self.gateway = Gateway(self.front, self.link, board, access=access, client_calls=client_calls)
 
     def event(self, kind: int, id: int, *, method: int = 0, payload: bytes = b"", status: int = 0) -> None:
         self.front.batches.append(Batch(b"", 0, [(id, 0, 0, len(payload), 0, kind, method, status)], payload))
@@ -375,6 +381,29 @@ def test_a_range_stream_ends_with_its_caller_and_with_apply(world: World, how: s
     assert world.link.apply[-1] == (Method.RANGE_STREAM, Kind.STREAM_CLOSE, 0, CALL, b"")
     world.event(edge.CANCELLED, CALL)
     assert len(world.link.apply) == 2
+
+
+def test_calls_of_a_client_whose_version_is_no_text_are_refused(world: World) -> None:
+    world.event(edge.CALL, CALL, method=Method.PUT, status=edge.BAD_VERSION | edge.HAS_LEADER)
+    world.event(edge.BEGUN, CALL + 2, method=Method.WATCH, status=edge.BAD_VERSION)
+    refused = Said(edge.END, 3, b"etcdserver: invalid client api version")
+    assert world.front.said == {CALL: [refused], CALL + 2: [refused]}
+
+
+def test_calls_are_counted_by_type_and_version_and_a_successor_goes_on(tmp_path: Path) -> None:
+    file = clientcalls.path(str(tmp_path), "gateway")
+    assert clientcalls.read(file) == {}
+    for life in (1, 2):
+        world = World(client_calls=clientcalls.ClientCalls(file))
+        started = [0] * 256
+        started[Method.PUT], started[local("/v3lockpb.Lock/Lock")], started[Method.WATCH] = 5, 1, 2
+        started[local("/v3electionpb.Election/Observe")] = started[Method.RANGE_STREAM] = 1
+        world.front.versions = [("unknown", [0] * 256), ("3.5", started)]
+        world.gateway.inner_call(world.gateway.inner(lambda *_: None), Method.PUT, b"", 0)
+        for _ in range(10):
+            world.arrives(Tick())
+        counted = {("unary", "unknown"): 1, ("unary", "3.5"): 6, ("stream", "3.5"): 4}
+        assert clientcalls.read(file) == {series: life * count for series, count in counted.items()}
 
 
 def test_requests_that_are_none_and_paths_that_nobody_knows(world: World) -> None:
