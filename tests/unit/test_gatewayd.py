@@ -399,7 +399,7 @@ def test_calls_are_counted_by_type_and_version_and_a_successor_goes_on(tmp_path:
         started[Method.PUT], started[local("/v3lockpb.Lock/Lock")], started[Method.WATCH] = 5, 1, 2
         started[local("/v3electionpb.Election/Observe")] = started[Method.RANGE_STREAM] = 1
         world.front.versions = [("unknown", [0] * 256), ("3.5", started)]
-        world.gateway.inner_call(world.gateway.inner(lambda *_: None), Method.PUT, b"", 0)
+        world.gateway.inner_call(world.gateway.inner(lambda *_: None), Method.PUT, b"", 0, b"")
         for _ in range(10):
             world.arrives(Tick())
         counted = {("unary", "unknown"): 1, ("unary", "3.5"): 6, ("stream", "3.5"): 4}
