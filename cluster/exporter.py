@@ -109,6 +109,7 @@ def main(argv: Sequence[str]) -> int:
                 assert keyspace.applied[0] >= mark, (keyspace.applied, mark)  # what was flushed is on disk
                 size, pieces = export.snapshot(keyspace)
             except OSError as error:
+                print(f"export: {error}", file=sys.stderr, flush=True)
                 out.write(NO_SIZE.to_bytes(SIZE_BYTES, "little") + f"cannot be begun: {error}".encode())
                 return 1
             out.write(size.to_bytes(SIZE_BYTES, "little"))

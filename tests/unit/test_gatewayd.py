@@ -310,6 +310,48 @@ def test_an_answer_may_be_larger_than_a_batch(world: World) -> None:
     assert heard == [len(large)]
 
 
+SNAPSHOT = "/etcdserverpb.Maintenance/Snapshot"
+
+
+def snapshot_begun(world: World) -> wire.Record:
+    """A snapshot call whose next piece apply is asked for: that request."""
+    world.event(edge.CALL, CALL, method=local(SNAPSHOT))
+    world.applied(world.link.apply.pop(), pb.SnapshotResponse(snapshot=9).SerializeToString())
+    (asked,) = world.link.apply
+    world.link.apply.clear()
+    assert (asked.method, pb.SnapshotRequest.FromString(asked.payload)) == (22, pb.SnapshotRequest(snapshot=9))
+    return asked
+
+
+def test_a_snapshot_is_fetched_piece_by_piece_while_its_client_reads(world: World) -> None:
+    asked = snapshot_begun(world)
+    world.event(edge.BLOCKED, CALL)
+    world.applied(asked, pb.SnapshotResponse(blob=bytes(40_000), remaining_bytes=0).SerializeToString())
+    assert [(one.kind, len(pb.SnapshotResponse.FromString(one.payload).blob)) for one in world.front.said[CALL]] == [
+        (edge.SEND, 32 << 10),
+        (edge.SEND, 40_000 - (32 << 10)),
+    ]
+    assert world.link.apply == []
+    world.event(edge.WRITABLE, CALL)
+    world.applied(world.link.apply.pop(), pb.SnapshotResponse(blob=bytes(32)).SerializeToString())
+    assert [one.kind for one in world.front.said[CALL][2:]] == [edge.SEND, edge.END]
+
+
+@pytest.mark.parametrize(("kind", "id"), [(edge.CANCELLED, CALL), (edge.CLOSED, CALL >> 32 << 32)])
+def test_a_snapshot_whose_client_goes_is_given_up(world: World, kind: int, id: int) -> None:
+    snapshot_begun(world)
+    world.event(kind, id)
+    (said,) = world.link.apply
+    assert pb.SnapshotRequest.FromString(said.payload) == pb.SnapshotRequest(snapshot=9, cancel=True)
+    assert not world.gateway.snapshots
+
+
+def test_a_snapshot_breaks_off_when_apply_is_gone(world: World) -> None:
+    snapshot_begun(world)
+    world.arrives(Lost("apply"))
+    assert world.front.said[CALL] == [Said(edge.END, LOST.code, LOST.text.encode())]
+
+
 def test_a_renewal_that_fails_ends_its_stream_with_the_reason(world: World) -> None:
     world.event(edge.BEGUN, CALL, method=Method.LEASE_KEEP_ALIVE)
     for payload in (b"1", b"2"):
