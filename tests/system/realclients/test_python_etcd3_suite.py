@@ -33,15 +33,6 @@ SECONDS = 480.0
 
 FAIL_AT_ETCD = {"TestClient::test_user_pwd_auth": "it names a module that isn't there"}
 """With the reason; nothing else may fail there, and these fail here, too."""
-NOT_YET = {
-    "TestEtcd3::test_snapshot": "snapshots over the gateway",
-    "TestAlarms::test_create_alarm_all_members": "alarms",
-    "TestAlarms::test_create_alarm_specific_member": "alarms",
-    "TestAlarms::test_list_alarms": "alarms",
-    "TestAlarms::test_disarm_alarm": "alarms",
-}
-"""Left out, with what kvorum lacks."""
-
 HERE = """
 import functools
 import os
@@ -93,7 +84,6 @@ def run(suite: tuple[str, Path], directory: Path, endpoint: str, pids: list[int]
     (directory / "pytest.ini").write_text("[pytest]\n")  # not the one of the folders above
     command = [python, "-m", "pytest", "-q", "--tb=short", "-p", "here", "-p", "no:cacheprovider", "-W", "ignore"]
     command += [f"--config-file={directory}/pytest.ini", f"--rootdir={release}"]
-    command += [f"--deselect=tests/test_etcd3.py::{name}" for name in NOT_YET]
     ran = subprocess.run(
         [*command, f"--junitxml={directory}/report.xml", "tests"],
         cwd=release,
@@ -130,7 +120,6 @@ def test_its_tests_pass_as_they_do_at_etcd(tmp_path: Path, suite: tuple[str, Pat
     assert mine.result().outcomes == real.result().outcomes, mine.result().printed[-6000:]
 
 
-@pytest.mark.parametrize("name", [*FAIL_AT_ETCD, *NOT_YET])
+@pytest.mark.parametrize("name", FAIL_AT_ETCD)
 def test_left_out(name: str) -> None:
-    lacks = NOT_YET.get(name)
-    pytest.skip(f"{name}: " + (f"kvorum has no {lacks} yet" if lacks else f"fails at etcd, too: {FAIL_AT_ETCD[name]}"))
+    pytest.skip(f"{name} fails at etcd, too: {FAIL_AT_ETCD[name]}")
