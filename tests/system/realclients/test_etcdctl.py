@@ -73,9 +73,8 @@ class Ctl:
         if command.startswith("lease grant") and ran.returncode == 0 and "-w" not in command:
             self.vocabulary[f"lease{sum('lease' in name for name in self.vocabulary)}"] = ran.stdout.split()[1]
         lines = self.names.of(ran.stdout + ran.stderr).splitlines()
-        if (
-            ran.returncode == 0
-        ):  # what was tried again, on a machine that is too busy for its heartbeats, doesn't matter
+        if ran.returncode == 0:
+            # On a machine that is too busy for heartbeats, something may have been tried again.
             lines = [line for line in lines if "retrying of unary invoker failed" not in line]
         return Told(command, ran.returncode, lines if ordered else sorted(lines))
 
