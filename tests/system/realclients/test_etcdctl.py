@@ -30,6 +30,8 @@ from tests.system.realclients.names import Names
 
 SECONDS = 60.0
 """For a command that takes a tenth of a second on an idle machine."""
+CHECK_SECONDS = 300
+"""For one that takes a minute."""
 
 
 class Told(NamedTuple):
@@ -52,13 +54,15 @@ class Ctl:
         endpoints = ",".join(self.endpoints) if everywhere else self.endpoints[0]
         return [self.program, f"--endpoints={endpoints}", "--command-timeout=40s", "--dial-timeout=20s", *words]
 
-    def _run(self, words: list[str], stdin: str, *, everywhere: bool = False) -> subprocess.CompletedProcess[str]:
+    def _run(
+        self, words: list[str], stdin: str, *, everywhere: bool = False, seconds: float = SECONDS
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             self._command(words, everywhere=everywhere),
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=SECONDS,
+            timeout=seconds,
             env=environment(ETCDCTL_API="3"),
         )
 
@@ -67,6 +71,11 @@ class Ctl:
         ran = self._run([*shlex.split(command), "-w", "json"], "", everywhere=True)
         assert ran.returncode == 0, ran.stderr
         return json.loads(ran.stdout)
+
+    def check(self, kind: str) -> tuple[int, str]:
+        """Its small load of that kind: the exit code, and what it says in the end."""
+        ran = self._run([f"--command-timeout={CHECK_SECONDS}s", "check", kind, "--load=s"], "", seconds=CHECK_SECONDS)
+        return ran.returncode, ran.stdout[-1000:] + ran.stderr[-1000:]
 
     def do(self, command: str, stdin: str = "", *, everywhere: bool = False, ordered: bool = True) -> Told:
         ran = self._run(shlex.split(command.format(**self.vocabulary)), stdin, everywhere=everywhere)
@@ -453,20 +462,22 @@ def test_mirrors(ctls: tuple[Ctl, Ctl]) -> None:
 
 def test_much_data(begun: tuple[str, Pair]) -> None:
     """10,000 keys of a kilobyte, by fifty clients; it asks /metrics for the memory."""
-    check(begun, "datascale", "PASS: Approximate system memory used")
+    checked(begun, "datascale", "PASS: Approximate system memory used")
 
 
 @pytest.mark.soak
 def test_a_minute_of_load(begun: tuple[str, Pair]) -> None:
-    check(begun, "perf", "PASS: Throughput is")
+    checked(begun, "perf", "PASS: Throughput is")
 
 
-def check(begun: tuple[str, Pair], kind: str, content: str) -> None:
-    """etcdctl's small load of that kind: both pass, and nothing is left."""
+def checked(begun: tuple[str, Pair], kind: str, content: str) -> None:
+    """Both pass, and nothing is left."""
     program, both = begun
-    for endpoints in both:
+    for endpoints in (both.etcd, both.kvorum):
         ctl = Ctl(program, endpoints)
-        told = ctl.do(f"--command-timeout=200s check {kind} --load=s")
-        assert told.code == 0, told
-        assert content in "".join(told.lines), told
+        code, told = ctl.check(kind)
+        if code and endpoints == both.etcd:
+            pytest.skip(f"a machine on which etcd doesn't pass tells nothing: {told}")
+        assert code == 0, told
+        assert content in told, told
         assert ctl.do("get --prefix /etcdctl-check --keys-only").lines == []
