@@ -104,14 +104,16 @@ _TABLE: list[tuple[str, type[Message], Answer]] = [
     ("/etcdserverpb.Auth/Authenticate", _EMPTY, _refused("etcdserver: authentication is not enabled")),
     ("/etcdserverpb.Auth/UserList", _EMPTY, _header_only),
     ("/etcdserverpb.Auth/RoleList", _EMPTY, _header_only),
-    ("/etcdserverpb.Auth/UserGet", _EMPTY, _refused("etcdserver: user name not found")),
-    ("/etcdserverpb.Auth/RoleGet", _EMPTY, _refused("etcdserver: role name not found")),
+    ("/etcdserverpb.Auth/UserAdd", _EMPTY, _NO_USERS),
+    ("/etcdserverpb.Auth/RoleAdd", _EMPTY, _NO_USERS),
+    # Nobody has been added, so whoever these are about isn't there.
     *(
-        (f"/etcdserverpb.Auth/{name}", _EMPTY, _NO_USERS)
-        for name in (
-            *("UserAdd", "UserDelete", "UserChangePassword", "UserGrantRole", "UserRevokeRole"),
-            *("RoleAdd", "RoleDelete", "RoleGrantPermission", "RoleRevokePermission"),
-        )
+        (f"/etcdserverpb.Auth/User{name}", _EMPTY, _refused("etcdserver: user name not found"))
+        for name in ("Get", "Delete", "ChangePassword", "GrantRole", "RevokeRole")
+    ),
+    *(
+        (f"/etcdserverpb.Auth/Role{name}", _EMPTY, _refused("etcdserver: role name not found"))
+        for name in ("Get", "Delete", "GrantPermission", "RevokePermission")
     ),
     ("/v3lockpb.Lock/Lock", pb.LockRequest, _recipe(recipes.lock)),
     ("/v3lockpb.Lock/Unlock", pb.UnlockRequest, _recipe(recipes.unlock)),

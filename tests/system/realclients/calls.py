@@ -61,7 +61,7 @@ class WatchStream:
             request_serializer=pb.WatchRequest.SerializeToString,
             response_deserializer=pb.WatchResponse.FromString,
         )
-        self._responses = call(iter(self._requests.get, None), timeout=SECONDS, wait_for_ready=True)
+        self._responses = call(iter(self._requests.get, None), timeout=3 * SECONDS, wait_for_ready=True)
         self.events: dict[int, list[pb.Event]] = {}
         self.ends: dict[int, tuple[int, str]] = {}
         """Of the watches that were cancelled: what they were told of compaction, and why."""
