@@ -292,12 +292,7 @@ def test_json_over_http2_is_a_request(running: Service, papers: Papers) -> None:
     head, _, body = done.stdout.partition("\n\n")
     assert body == "POST /v3/kv/range?x=1\0t\0http://a:1|200"
     lines = head.splitlines()
-    assert [line for line in lines[:4] if line != "many: x"] == [
-        "HTTP/2 200 ",
-        "content-type: text/plain",
-        "one: 1",
-        "three: 3 : 4",
-    ]
+    assert lines[:4] == ["HTTP/2 200 ", "content-type: text/plain", "one: 1", "three: 3 : 4"]
     assert 10 < lines.count("many: x") < 16, "there is an end to them"
     page[page.index("Origin: http://a:1")] = "Origin: " + "a" * 257
     done = subprocess.run(page, capture_output=True, text=True, timeout=WAIT, env=clean)
