@@ -189,7 +189,7 @@ def test_a_caller_who_goes_away_is_not_served_on(cluster: Cluster, channel: grpc
     call = channel.unary_stream(PATH)(ALL.SerializeToString())
     next(call)
     call.cancel()
-    eventually(lambda: cluster.metric(0, "kvorum_gateway_streams") == 0, 20.0, "forgotten")
+    eventually(lambda: cluster.metric(0, 'kvorum_gateway_streams{process="gateway"}') == 0, 20.0, "forgotten")
 
 
 def test_when_apply_dies_its_streams_end_and_new_ones_are_served(cluster: Cluster, channel: grpc.Channel) -> None:
