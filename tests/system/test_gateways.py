@@ -83,9 +83,10 @@ def test_watchers_of_all_hear_what_was_written_at_one(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_is_killed_and_the_others_serve(cluster: Cluster, name: str) -> None:
-    """Its connections break; nobody else's do, and nobody who comes is turned away. The supervisor starts it again."""
+    """Its connections break; nobody else's do, and who comes when it is gone is served. It is started again."""
     opened = watchers(port_of(cluster), 30, "killed")
     before = cluster.kill(0, name)
+    eventually(lambda: cluster.pids(0)[name] != before, what="its end, of its last thread and its listener too")
     ask(cluster, 60)
     asker = Asker(port_of(cluster))
     assert asker.post(*put("killed", "1"))[0] == 200
