@@ -159,8 +159,8 @@ class Plan:
     listeners: int
     air_loss: float
     air_breaks: float
-    alarms: bool = False
-    """Somebody raises some, whatever the seed says."""
+    alarms: bool | None = None
+    """Whether somebody raises some; None: the seed says."""
 
     @classmethod
     def draw(cls, rng: random.Random, seconds: int) -> Plan:
@@ -283,7 +283,8 @@ class Run:
             for id in range(1, self.plan.habits.clients + 1)
         ]
         self.operator = Operator(self.world, self.hub, self.safety.ledger, list(self.nodes))
-        self.operator.wanted |= self.plan.alarms
+        if self.plan.alarms is not None:
+            self.operator.wanted = self.plan.alarms
         self.tenants_history: list[Operation] = []
         self.tenants = [
             Tenant(self.world, self.hub, self.plan.tenants_habits, id, list(self.nodes), self.tenants_history)

@@ -36,7 +36,7 @@ def _calm(plan: Plan) -> None:
     plan.habits.batch_max, plan.habits.patience_max, plan.sizes.timeout_ticks = 2, 20 * SECOND, 30
     plan.habits.weights["noise"] = 0  # it asks for other leaders
     plan.wake_max = 1_000
-    plan.tenants = plan.listeners = 0
+    plan.tenants, plan.listeners, plan.alarms = 0, 0, False
 
 
 @contextmanager

@@ -36,5 +36,6 @@ def test_the_go_client_is_told_the_same(both: Pair, program: str) -> None:
 
     with ThreadPoolExecutor(2) as pool:
         ours, theirs = pool.map(walk, both)
-    assert ours.stdout.splitlines() == theirs.stdout.splitlines(), ours.stderr[-2000:]
-    assert (ours.returncode, theirs.returncode) == (0, 0), ours.stderr[-2000:] + theirs.stderr[-2000:]
+    ends = f"kvorum: {ours.stderr[-2000:]}\netcd: {theirs.stderr[-2000:]}"
+    assert ours.stdout.splitlines() == theirs.stdout.splitlines(), ends
+    assert (ours.returncode, theirs.returncode) == (0, 0), ends

@@ -488,16 +488,24 @@ func recipes() {
 		go func() {
 			defer all.Done()
 			for range 5 {
-				must(concurrency.NewSTM(client, func(s concurrency.STM) error {
-					var a, b int
-					fmt.Sscan(s.Get("account/a"), &a)
-					fmt.Sscan(s.Get("account/b"), &b)
-					s.Put("account/a", fmt.Sprint(a-1))
-					s.Put("account/b", fmt.Sprint(b+1))
-					return nil
-				}, concurrency.WithIsolation([]concurrency.Isolation{
-					concurrency.SerializableSnapshot, concurrency.Serializable, concurrency.RepeatableReads,
-				}[i])))
+				transfer := func() error {
+					_, err := concurrency.NewSTM(client, func(s concurrency.STM) error {
+						var a, b int
+						fmt.Sscan(s.Get("account/a"), &a)
+						fmt.Sscan(s.Get("account/b"), &b)
+						s.Put("account/a", fmt.Sprint(a-1))
+						s.Put("account/b", fmt.Sprint(b+1))
+						return nil
+					}, concurrency.WithIsolation([]concurrency.Isolation{
+						concurrency.SerializableSnapshot, concurrency.Serializable, concurrency.RepeatableReads,
+					}[i]))
+					return err
+				}
+				err := transfer()
+				for errors.Is(err, rpctypes.ErrFutureRev) { // it reads from any member, which may be behind the one before
+					err = transfer()
+				}
+				check(err)
 			}
 		}()
 	}
