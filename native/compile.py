@@ -13,9 +13,12 @@ they may replace what they like; tests/test_compiled.py has the compiled modules
 
 What may not be compiled: classes derived from a named tuple or from an exception other than Exception, and what looks
 into `vars()` of an object. It stays out of MODULES. And a name has one type in a function, also where exceptions are
-caught under it: mypyc gives it that of the first, and fails when the second comes. Compiled and interpreted modules use
-each other as they are. A compiled module looks up its own global names when it runs, but calls what other compiled ones
-define directly.
+caught under it: mypyc gives it that of the first, and fails when the second comes. Nor may what holds memory for C: a
+compiled function lets go of a local variable after its last use, not at its end, and cffi's memory goes with it, though
+C has its address. So the faces of the C parts stay as they are.
+
+Compiled and interpreted modules use each other as they are. A compiled module looks up its own global names when it
+runs, but calls what other compiled ones define directly.
 """
 
 from __future__ import annotations
@@ -39,7 +42,6 @@ INTERPRETED = "INTERPRET_KVORUM"
 MODULES = {
     "store": (
         "kvorum.wire",
-        "native.plain",
         *("storage." + name for name in ("codec", "compaction", "entry", "hashes", "history", "keyspace", "leases")),
         *("storage." + name for name in ("lives", "places", "reads", "requests", "turn", "txn")),
     ),
@@ -53,7 +55,6 @@ MODULES = {
         *("cluster." + name for name in ("applyd", "broadcast", "feed", "gatewayd", "landlord", "leasecalls")),
         *("cluster." + name for name in ("lessor", "links", "local_answers", "node", "outbox", "proposals", "ranges")),
         *("cluster." + name for name in ("reads", "requests", "ring", "streams", "watchd")),
-        "native.edge",
     ),
 }
 """What is compiled together: a library each, of which the linker and the processes of a node share one copy."""
