@@ -669,7 +669,7 @@ def main(argv: Sequence[str]) -> int:
     while not process.stopping:
         link.wait()
         told = watchd.turn()
+        before, used = used, time.process_time()  # from turn to turn, for much is done by ZeroMQ's thread in between
         if told:
-            before, used = used, time.process_time()
             link.rest(min(REST_SECONDS_MAX, max(REST_SECONDS_MIN, REST_SHARE * (used - before))))
     return 0
