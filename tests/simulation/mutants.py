@@ -202,8 +202,8 @@ class _DoesNotWait(Reads):
 
 class _Joins(Reads):
     def ask(self, now: int) -> int | None:
-        if self._asked and self._arrived:
-            next(iter(self._asked.values())).reads.extend(self._arrived)
+        if self._asked is not None:
+            self._asked.reads.extend(self._arrived)
             self._arrived = []
         return super().ask(now)
 

@@ -349,6 +349,22 @@ def test_the_reads_of_a_wakeup_share_one_read_index_and_each_attempt_has_its_own
     assert set(stage.answers(b"d")) == {1}
 
 
+def test_what_arrives_while_a_read_index_is_asked_for_shares_the_next(stage: Stage) -> None:
+    stage.turn(ClientFrame(b"c", get(1, b"a")))
+    (first,) = stage.said(ReadIndex)
+    assert isinstance(first, ReadIndex)
+    stage.turn(ClientFrame(b"c", get(2, b"a")))
+    stage.turn(ClientFrame(b"d", get(1, b"a")))
+    assert not stage.said(ReadIndex)
+    stage.turn(ReadReady(stage.session, first.context, 0))
+    assert set(stage.answers(b"c")) == {1}
+    (second,) = stage.said(ReadIndex)
+    assert isinstance(second, ReadIndex)
+    stage.turn(ReadReady(stage.session, second.context, 0))
+    assert set(stage.answers(b"c")) == {2}
+    assert set(stage.answers(b"d")) == {1}
+
+
 def test_a_lost_read_index_is_asked_again(stage: Stage) -> None:
     stage.turn(ClientFrame(b"c", get(1, b"a")))
     stage.said(ReadIndex)
