@@ -222,7 +222,17 @@ class Turn:
 
     def commit(self) -> list[Change]:
         """Write the turn and make it visible. Returns what it changed, in order."""
+        self._record_history()
         return self._commit(self)
+
+    def _record_history(self) -> None:
+        """The `r` rows of all changes, behind everything else in the batch: RocksDB's memtable looks for the place of a
+        row where it has put the one before, so rows that follow each other cost a third of what others do."""
+        put, main, sub = self.batch.put, 0, 0
+        for change in self.changes:
+            sub = sub + 1 if change.revision == main else 0
+            main = change.revision
+            put(codec.revision_key(main, sub), change.event)
 
     def _long_way(self, batch: bytes) -> list[Result]:
         """Take apart and do each record of a batch. Raises MalformedBatch, having done nothing."""
@@ -455,9 +465,8 @@ class Turn:
 
     def _changed(self, key: bytes, kv: bytes | None, event: bytes, life: bytes, prev: bytes) -> None:
         """One change more of this record: into the history, the overlay, and what commit returns."""
-        main, sub, batch = self.revision + 1, self._sub, self.batch
-        batch.put(codec.revision_key(main, sub), event)
-        batch.put(codec.history_key(key, main, sub), life)
+        main, sub = self.revision + 1, self._sub
+        self.batch.put(codec.history_key(key, main, sub), life)
         self._overlay.set(key, kv)
         self._sub = sub + 1
         self.changes.append(Change(main, event, prev))
