@@ -128,7 +128,7 @@ REST_SHARE = 20
 """After telling of changes this process rests for so many times the CPU time that it took, so that it takes a twentieth
 of a CPU: what comes meanwhile is told together. To tell a hundred watchers of one event costs nearly as much as to tell
 them of fifty, here and at their end, so the more there is to tell, the fewer times it is told."""
-REST_SECONDS_MIN, REST_SECONDS_MAX = 0.001, 0.025
+REST_SECONDS_MIN, REST_SECONDS_MAX = 0.001, 0.018
 UNSENT_MAX = 1000
 HELD_MAX = 10_000
 
