@@ -21,20 +21,21 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Protocol
 
 import zmq
 from google.protobuf.message import Message as Protobuf
 
 from cluster import metrics
+from cluster.admission import Admission
 from cluster.callers import AfterSweep, Caller, Confirmation
 from cluster.config import NodeConfig
 from cluster.exits import Exit
 from cluster.exporter import Exporter
 from cluster.feed import Feed
+from cluster.flushes import Flushes
 from cluster.internal import (
     Answered,
     Applied,
@@ -45,7 +46,6 @@ from cluster.internal import (
     Fenced,
     HistoryRequest,
     Message,
-    MoveLeader,
     Propose,
     ReadFailed,
     ReadIndex,
@@ -59,6 +59,8 @@ from cluster.internal import (
 )
 from cluster.landlord import Landlord
 from cluster.links import ApplyLink, ClientFrame
+from cluster.longreads import LongReads
+from cluster.membercalls import MemberCalls
 from cluster.metrics import ApplyBoard
 from cluster.node import Node
 from cluster.outbox import Outbox
@@ -72,32 +74,21 @@ from cluster.snapshots import NO_ROOM, Export, Snapshots
 from kvorum import errors, wire
 from kvorum import etcd_pb2 as pb
 from kvorum.wire import Kind, Method
-from native import plain
-from native.plain import Scanner
 from storage.codec import origin_of
 from storage.failpoint import hit
 from storage.keyspace import Change, Keyspace, Result, Scan
-from storage.requests import Limits, Path, admit, cost
+from storage.requests import Limits
 from storage.rocks import RocksEngine
 
-ENTRY_BYTES = 1 << 20
-"""A batch is cut into entries of about this size."""
 PENDING_BYTES_MAX = 64 << 20
 BACKLOG_ENTRIES_MAX = 5000
 """etcd's bound on committed - applied. Past either, new writes get "too many requests" at once."""
 REPORT_BYTES = 1 << 20
 READS_MAX = 100_000
 READS_BYTES_MAX = 64 << 20
-FLUSH_ROOM_BYTES = 40 << 20
-"""A flush is put off while there is less than this, which all memtables fit into: a failed one ends the process."""
-SCANS_PER_TURN = 4
-HASHES_MAX = 100
-"""Hashes that wait for the one under way. Each looks at the whole store; more are refused."""
 FRESH_ELECTIONS = 3
 SLOW_SECONDS = 0.1
 """etcd's warning-apply-duration."""
-FLUSH_ENTRIES = 20_000
-FLUSH_TICKS = 300
 
 
 class Link(Protocol):
@@ -148,45 +139,39 @@ class Applyd:
         self.epoch, self.limits = epoch, limits
         self.election_ticks, self._timeout_ticks = election_ticks, timeout_ticks
         self.feed = Feed(keyspace, link.to_watch, first_session=epoch << 32)
-        self._session = 0  # 0: not attached to raft
+        self.session = 0
+        """Of the conversation with raft; 0: not attached."""
         self.status = Status(0, 0, 0, 0)
         self.ticks = 0
         self._quota = Quota(self, quota_bytes, disk_free_bytes, timeout_ticks)
-        # This wake-up's harvest.
-        self._frames: list[tuple[bytes, list[Caller]]] = []
         # What is under way.
         self._proposals = Proposals(node.member_id, epoch, self._to_leader, election_ticks)
-        self._scanner = Scanner(limits.max_request_bytes, limits.max_txn_ops)
         self._reads = Reads()
         self._landlord = Landlord(
             self, epoch=epoch, seconds_min=lease_seconds_min, clock=clock, rng=rng or random.Random()
         )
         self._ranges = RangeStreams(self)
         self._outbox = Outbox(link.reply, board.replies_dropped.add, self._ranges.gone)
-        self._scans: deque[tuple[Caller, Scan]] = deque()
-        self._hashing = False
-        self._hashes: deque[tuple[Caller, bytes]] = deque()
-        self._snapshots = Snapshots(export, self._put, epoch=epoch, election_ticks=election_ticks)
+        self._long = LongReads(self._outbox, self.reply, self._read_due)
+        self._snapshots = Snapshots(export, self.answer, epoch=epoch, election_ticks=election_ticks)
         self._sweeping = True
         self._unreported = 0  # bytes applied since raft was last told
         self._physical: list[tuple[Caller, int]] = []
-        self._moves: list[tuple[Caller, int, int]] = []
-        self._published_at = -election_ticks
-        self._flush_from = keyspace.applied[0]
-        self._flush_tick = 0
-        self._durable_floor = keyspace.applied[0]  # what was on disk when the store was opened
-        self._local: dict[int, Callable[[Caller, bytes], None]] = {
-            Method.HELLO: self._hello,
-            Method.STATUS: self._tell_status,
-            Method.MEMBER_LIST: self._member_list,
+        self._flushes = Flushes(keyspace, lambda: self._quota.disk_free_bytes)
+        self._members = MemberCalls(self, self._quota)
+        local: dict[int, Callable[[Caller, bytes], None]] = {
+            Method.HELLO: self._members.hello,
+            Method.STATUS: self._members.status,
+            Method.MEMBER_LIST: self._members.member_list,
             Method.HASH: self._hash,
             Method.HASH_KV: self._hash,
             Method.SNAPSHOT: self._snapshot,
-            Method.MOVE_LEADER: self._move_leader,
+            Method.MOVE_LEADER: self._members.move_leader,
             Method.LEASE_KEEP_ALIVE: self._landlord.keep_alive,
             Method.LEASE_TIME_TO_LIVE: self._landlord.time_to_live,
             Method.LEASE_LEASES: self._lease_list,
         }
+        self._admission = Admission(self, limits, self._quota, local)
 
     # ---- the turn
 
@@ -204,7 +189,7 @@ class Applyd:
         if committed:
             self._apply(committed)
         for client in frames:
-            self._take(client)
+            self._admission.take(client)
         if frames:
             self.board.batch_requests.observe(len(frames))
         self._landlord.turn()
@@ -217,7 +202,7 @@ class Applyd:
     @property
     def idle(self) -> bool:
         """Nothing to do before something arrives."""
-        return not (self._scans or self._sweeping or self._outbox.busy or self._landlord.busy or self._ranges.busy)
+        return not (self._long.busy or self._sweeping or self._outbox.busy or self._landlord.busy or self._ranges.busy)
 
     @property
     def stuck(self) -> bool:
@@ -231,27 +216,27 @@ class Applyd:
             case Status():
                 self._status_changed(item)
             case ReadReady(session, context, index):
-                if session == self._session:
+                if session == self.session:
                     self._reads.ready(context, index)
             case ReadFailed(session, context):
-                if session == self._session:
+                if session == self.session:
                     self._reads.failed(context)
             case Rejected(session, number, reason):
-                if session == self._session:
+                if session == self.session:
                     self._rejected(number, reason)
             case Asked(session, member, number, body):
-                if session == self._session:
+                if session == self.session:
                     self._landlord.calls.asked(member, number, body)
             case Answered(session, number, body):
-                if session == self._session:
+                if session == self.session:
                     self._landlord.calls.answered(number, body)
             case Attached(session):
                 self._attached(session)
             case Fenced(epoch):
                 if epoch > self.epoch:
                     raise Superseded(f"apply process {self.epoch} was replaced by {epoch}")
-                if self._session:
-                    self._session = 0
+                if self.session:
+                    self.session = 0
                     self._attach()
             case WatchAttach() | WatchAck() | WatchDetach() | HistoryRequest():
                 self.feed.handle(item, self.status.term)
@@ -265,15 +250,15 @@ class Applyd:
 
     def _attached(self, session: int) -> None:
         """A fresh conversation: what was said in the one before may not have been heard."""
-        if self._session:
+        if self.session:
             return  # the answer to an older asking: its entries begin where this store was then. Raft will fence us
-        self._session = session
+        self.session = session
         self.status = Status(session, 0, 0, 0)
         self._reads.ask_again()
         self._landlord.calls.tick(None)
 
     def _status_changed(self, status: Status) -> None:
-        if status.session != self._session:
+        if status.session != self.session:
             return
         before, self.status = self.status, status
         if status.leader and (status.leader != before.leader or status.term != before.term):
@@ -299,9 +284,9 @@ class Applyd:
         self.link.to_raft(message)
 
     def _to_leader(self, number: int, data: bytes) -> bool:
-        if not self._session or not self.status.leader:
+        if not self.session or not self.status.leader:
             return False
-        self.link.to_raft(Propose(self._session, number, data))
+        self.link.to_raft(Propose(self.session, number, data))
         return True
 
     # ---- committed entries
@@ -311,7 +296,7 @@ class Applyd:
         turn = self.keyspace.begin(prev=self.feed.wants_prev)
         own: list[tuple[int, list[Result]]] = []
         for message in committed:
-            if message.session != self._session:
+            if message.session != self.session:
                 continue
             for entry in message.entries:
                 origin, incarnation, number = origin_of(entry.data)
@@ -339,7 +324,7 @@ class Applyd:
                     self.reply(caller, result)
         self.feed.changed(changes)
         self._unreported += sum(len(entry.data) for message in committed for entry in message.entries)
-        if self._unreported > REPORT_BYTES and self._session:
+        if self._unreported > REPORT_BYTES and self.session:
             self._report()
 
     def _count(self, entries: int, changes: Sequence[Change], seconds: float) -> int:
@@ -357,98 +342,9 @@ class Applyd:
     def _report(self) -> None:
         """Make room in raft's window, and give a sign of life. Not for every batch: it would wake raft each time."""
         self._unreported = 0
-        self.link.to_raft(Applied(self._session, self.keyspace.applied[0], self._durable()))
-
-    def _durable(self) -> int:
-        return max(self._durable_floor, self.keyspace.engine.flushed())
+        self.link.to_raft(Applied(self.session, self.keyspace.applied[0], self._flushes.durable))
 
     # ---- requests
-
-    def _take(self, client: ClientFrame) -> None:
-        if not self._take_plain(client):
-            self._take_apart(client)
-
-    def _take_plain(self, client: ClientFrame) -> bool:
-        """Admit a frame of nothing but plain writes (native.plain), of which there is no more to ask than if there is
-        room for all of them. False: it is something else, or has to be looked at one by one."""
-        identity, frame = client
-        scanned = self._scanner.scan(frame)
-        if scanned is None or scanned[1] or len(frame) > wire.BATCH_BYTES_MAX:
-            return False
-        numbers, at, end = scanned[0], 0, len(scanned[0])
-        callers: list[Caller] = []
-        while at < end:
-            if numbers[at] == plain.PUT:
-                callers.append(Caller(identity, numbers[at + 1], _PUT))
-                at += 6
-            else:
-                callers.append(Caller(identity, numbers[at + 1], _TXN))
-                at = numbers[at + 2]
-        if len(callers) > wire.BATCH_RECORDS_MAX or self._overloaded:
-            return False
-        if self._quota.room() < len(frame) + 256 * plain.LIST_MAX * len(callers):
-            return False
-        if callers:
-            self._frames.append((frame, callers))
-        return True
-
-    def _take_apart(self, client: ClientFrame) -> None:
-        identity, frame = client
-        try:
-            records = wire.decode(frame, wire.BATCH_RECORDS_MAX)
-        except wire.MalformedBatch as malformed:
-            self.fail(Caller(identity, 0, 0), errors.Malformed(f"kvorum: {malformed}"))
-            return
-        callers: list[Caller] = []
-        kept: list[bytes] = []
-        as_it_is = True
-        for record in records:
-            caller = Caller(identity, record.id, record.method)
-            try:
-                proposed = self._admit(caller, record.kind, record.payload)
-            except errors.KvorumError as error:
-                self.fail(caller, error)
-                continue
-            if proposed is not None:
-                if record.method == Method.COMPACT and parsed(pb.CompactionRequest, record.payload).physical:
-                    caller = AfterSweep(*caller)
-                callers.append(caller)
-                kept.append(proposed)
-                as_it_is &= proposed is record.payload
-        if as_it_is and len(callers) == len(records) and callers:
-            self._frames.append((frame, callers))
-        elif callers:
-            whole = b"".join(
-                wire.encode(caller.method, Kind.CALL, 0, caller.id, payload)
-                for caller, payload in zip(callers, kept, strict=True)
-            )
-            self._frames.append((whole, callers))
-
-    def _admit(self, caller: Caller, kind: int, payload: bytes) -> bytes | None:
-        """Start on a request. If it is a write, the payload to be proposed with the others of its frame."""
-        method = caller.method
-        if method == Method.RANGE_STREAM:
-            if len(payload) > self.limits.max_request_bytes:
-                raise errors.RequestTooLarge
-            self._ranges.take(caller, kind, payload)
-            return None
-        if kind != Kind.CALL:
-            raise errors.Unimplemented(f"kvorum: a record of kind {kind} is not a call")
-        local = self._local.get(method)
-        if local is not None:
-            local(caller, payload)
-            return None
-        if method not in wire.METHODS or method == Method.WATCH:
-            raise errors.Unimplemented(f"unknown method {method}")
-        path = admit(method, payload, self.limits)
-        if path is Path.WRITE:
-            if not self._guard(caller, payload):
-                return None
-            return self._landlord.settled(payload) if method == Method.LEASE_GRANT else payload
-        if len(payload) > self.limits.max_request_bytes:
-            raise errors.RequestTooLarge
-        self.begin_read(caller, payload, serializable=path is Path.SERIALIZABLE)
-        return None
 
     def begin_read(self, caller: Caller, payload: bytes, *, serializable: bool) -> None:
         if serializable and not self._reads.fresh:
@@ -458,38 +354,26 @@ class Applyd:
         else:
             self._reads.add(Read(caller, payload, self.ticks), serializable=serializable)
 
-    def _guard(self, caller: Caller, payload: bytes) -> bool:
-        """Whether a write may be proposed now; if not, and nothing is raised, its caller is told when it is time."""
-        if self._overloaded:
-            self.board.refused.add()
-            raise errors.TooManyRequests
-        if self._quota.room() >= len(payload) + 256 * self.limits.max_txn_ops:
-            return True
-        growth = cost(caller.method, payload)  # close enough to look at it
-        return not growth or self._quota.admits(caller, growth)
+    def await_read(self, caller: Caller, payload: bytes) -> None:
+        self._reads.add(Read(caller, payload, self.ticks))
+
+    def stream_ranges(self, caller: Caller, kind: int, payload: bytes) -> None:
+        self._ranges.take(caller, kind, payload)
+
+    def settled(self, grant: bytes) -> bytes:
+        return self._landlord.settled(grant)
 
     @property
-    def _overloaded(self) -> bool:
+    def overloaded(self) -> bool:
         backlog = self.status.commit - self.keyspace.applied[0]
         return self._proposals.bytes > PENDING_BYTES_MAX or backlog > BACKLOG_ENTRIES_MAX
 
     # ---- writes
 
     def _propose(self) -> None:
-        """All writes of this wake-up, as few entries as their size allows."""
-        parts: list[bytes] = []
-        callers: list[Caller] = []
-        size = 0
-        for frame, its in self._frames:
-            if size and size + len(frame) > ENTRY_BYTES:
-                self._proposals.add(b"".join(parts), callers, self.ticks)
-                parts, callers, size = [], [], 0
-            parts.append(frame)
-            callers += its
-            size += len(frame)
-        if parts:
-            self._proposals.add(b"".join(parts), callers, self.ticks)
-        self._frames.clear()
+        """All writes of this wake-up."""
+        for batch, callers in self._admission.take_entries():
+            self._proposals.add(batch, callers, self.ticks)
 
     def propose(self, method: int, request: Protobuf, *, once: bool = False) -> int:
         """An entry that no client waits for; returns its number (cluster.proposals)."""
@@ -500,14 +384,14 @@ class Applyd:
 
     def confirm(self, caller: Caller) -> None:
         """Have it confirmed that this member leads, with the reads of this turn: they share one read index."""
-        self._reads.add(Read(caller, b"", self.ticks))
+        self.await_read(caller, b"")
 
     def _ask_reads(self) -> None:
         """One read index for all linearizable reads of this wake-up; without a leader they wait for one."""
-        if self._session and self.status.leader:
+        if self.session and self.status.leader:
             context = self._reads.ask(self.ticks)
             if context is not None:
-                self.link.to_raft(ReadIndex(self._session, context))
+                self.link.to_raft(ReadIndex(self.session, context))
 
     def _answer_ripe(self) -> None:
         ripe = self._reads.take_ripe(self.keyspace.applied[0])
@@ -529,7 +413,7 @@ class Applyd:
                 self.fail(caller, errors.TooManyRequests())
             return
         if caller.method == Method.MEMBER_LIST:
-            self._reply_members(caller)
+            self._members.list_members(caller)
             return
         if caller.method == Method.SNAPSHOT:
             self._snapshot_step(caller, payload)
@@ -537,10 +421,8 @@ class Applyd:
         if caller.method == Method.RANGE_STREAM:
             self._ranges.begin(caller)
             return
-        if self._hashing and caller.method in _HASHES:
-            if len(self._hashes) < HASHES_MAX:
-                self._hashes.append((caller, payload))
-            else:
+        if self._long.must_wait(caller):
+            if not self._long.wait(caller, payload):
                 self.fail(caller, errors.TooManyRequests())
             return
         try:
@@ -554,13 +436,12 @@ class Applyd:
             self.fail(caller, error)
             return
         if isinstance(result, Scan):
-            self._scans.append((caller, result))
-            if caller.method in _HASHES:  # it holds no answer that grows: its client's other reads go on
-                self._hashing = True
-            else:
-                self._outbox.begin_scan(caller.identity)
+            self._long.begin(caller, result)
         else:
             self.reply(caller, result)
+
+    def _read_due(self, caller: Caller, payload: bytes) -> None:
+        self.read(caller, payload, due=True)
 
     # ---- answers
 
@@ -569,7 +450,7 @@ class Applyd:
             payload = result.body
         else:
             payload = self.node.header(result.revision, self.status.term) + result.body
-        self._put(caller, result.status, payload)
+        self.answer(caller, result.status, payload)
 
     def fail(self, caller: Caller, error: errors.KvorumError) -> None:
         if caller.method == Method.RANGE_STREAM:
@@ -577,9 +458,9 @@ class Applyd:
             record = wire.encode(caller.method, Kind.STREAM_CLOSE, error.code, caller.id, error.text.encode())
             self._outbox.put(caller.identity, record)
         else:
-            self._put(caller, error.code, error.text.encode())
+            self.answer(caller, error.code, error.text.encode())
 
-    def _put(self, caller: Caller, status: int, payload: bytes) -> None:
+    def answer(self, caller: Caller, status: int, payload: bytes) -> None:
         record = wire.HEADER.pack(len(payload), caller.method, 1, status, caller.id) + payload
         self._outbox.put(caller.identity, record)
 
@@ -597,43 +478,14 @@ class Applyd:
 
     # ---- calls that are not about keys
 
-    def _hello(self, caller: Caller, payload: bytes) -> None:
-        request = parsed(pb.HelloRequest, payload)
-        if request.protocol != wire.PROTOCOL:
-            raise errors.VersionMismatch(
-                f"kvorum: protocol version not supported: {request.protocol}, this server speaks {wire.PROTOCOL}"
-            )
-        reply = self.node.hello(self.keyspace.members(), self.limits.max_request_bytes)
-        self.reply(caller, Result(0, self.keyspace.revision, reply.SerializeToString()))
-
-    def _tell_status(self, caller: Caller, payload: bytes) -> None:
-        alarms = self.keyspace.alarms.listed()
-        reply = self.node.status(self.status, self.keyspace.applied[0], self._quota.quota_bytes, alarms)
-        self.reply(caller, Result(0, self.keyspace.revision, reply.SerializeToString()))
-
-    def _member_list(self, caller: Caller, payload: bytes) -> None:
-        if parsed(pb.MemberListRequest, payload).linearizable:
-            self._reads.add(Read(caller, payload, self.ticks))
-        else:
-            self._reply_members(caller)
-
-    def _reply_members(self, caller: Caller) -> None:
-        reply = pb.MemberListResponse(members=self.node.member_list(self.keyspace.members()))
-        self.reply(caller, Result(0, 0, reply.SerializeToString()))
-
     def _lease_list(self, caller: Caller, payload: bytes) -> None:
         parsed(pb.LeaseLeasesRequest, payload)
-        self._reads.add(Read(caller, payload, self.ticks))
+        self.await_read(caller, payload)
 
     def _hash(self, caller: Caller, payload: bytes) -> None:
         """Of what is here: whoever compares members doesn't want the leader's word for it."""
         parsed(wire.METHODS[Method(caller.method)].request, payload)
         self.begin_read(caller, payload, serializable=True)
-
-    def _next_hash(self) -> None:
-        self._hashing = False
-        while self._hashes and not self._hashing:
-            self.read(*self._hashes.popleft(), due=True)
 
     def _snapshot(self, caller: Caller, payload: bytes) -> None:
         if parsed(pb.SnapshotRequest, payload).snapshot:
@@ -647,33 +499,21 @@ class Applyd:
             if request.snapshot:
                 self._snapshots.ask(caller, request)
                 return
-            if not self._may_flush:
+            if not self._flushes.possible:
                 raise NO_ROOM
             index = self.keyspace.applied[0]
             self._snapshots.begin(caller, index)
         except errors.KvorumError as error:
             self.fail(caller, error)
         else:
-            if index > self._durable():
-                self._begin_flush(index)
-
-    def _move_leader(self, caller: Caller, payload: bytes) -> None:
-        target = parsed(pb.MoveLeaderRequest, payload).targetID
-        if self.status.leader != self.node.member_id:
-            raise errors.NotLeader
-        if target not in self.node.member_ids:
-            raise errors.BadLeaderTransferee
-        if target == self.node.member_id:
-            self._put(caller, 0, b"")
-            return
-        self._moves.append((caller, target, self.ticks))
-        self.link.to_raft(MoveLeader(self._session, target))
+            if index > self._flushes.durable:
+                self._flushes.begin(self.ticks)
 
     # ---- time
 
     def _tick(self) -> None:
         self.ticks += 1
-        if self._session:
+        if self.session:
             self._report()
         else:
             self._attach()
@@ -683,8 +523,8 @@ class Applyd:
         self._proposals.resend(self.ticks, all=False)
         if self.ticks > FRESH_ELECTIONS * self.election_ticks:
             self._reads.begin_anyway()
-        self._publish()
-        self._flush()
+        self._members.tick()
+        self._flushes.tick(self.ticks)
         self._snapshots.tick(self.ticks)
         self._ranges.tick()
         self.feed.tick(self.status.term)
@@ -696,13 +536,13 @@ class Applyd:
         board.db_size_in_use_bytes.set(size)  # what RocksDB would give back is not known to it
         board.proposals_applied.set(keyspace.applied[0])
         board.proposals_pending.set(len(self._proposals))
-        board.durable_index.set(self._durable())
+        board.durable_index.set(self._flushes.durable)
         board.revision.set(keyspace.revision)
         board.compact_revision.set(keyspace.compacted)
         for alarm in board.alarms:
             board.alarms[alarm].set(float(alarm in keyspace.alarms.raised))
         self._quota.tick()
-        if not self._may_flush:
+        if not self._flushes.possible:
             self._snapshots.give_up(NO_ROOM)
 
     def _expire(self) -> None:
@@ -719,59 +559,15 @@ class Applyd:
                 self._landlord.unconfirmed(read.caller)
             else:
                 self.fail(read.caller, errors.TimedOut() if self.status.leader else errors.NoLeader())
-        self._moves = [move for move in self._moves if not self._moved(*move)]
-
-    def _moved(self, caller: Caller, target: int, born: int) -> bool:
-        if self.status.leader == target:
-            self._put(caller, 0, b"")
-        elif self.ticks - born > 2 * self.election_ticks:
-            text = "etcdserver: request timed out, leader transfer took too long"
-            self.fail(caller, errors.Ambiguous(text, errors.Code.UNKNOWN))
-        else:
-            return False
-        return True
-
-    def _publish(self) -> None:
-        """Let the cluster know how clients reach this member, whenever what it knows is not so."""
-        if not self.status.leader or self.ticks - self._published_at < self.election_ticks:
-            return
-        if self.node.publication not in self.keyspace.members():
-            self._published_at = self.ticks
-            self.propose(Method.MEMBER_PUBLISH, self.node.publication)
-
-    def _flush(self) -> None:
-        index = self.keyspace.applied[0]
-        entries = index - self._flush_from
-        due = entries >= FLUSH_ENTRIES or (entries and self.ticks - self._flush_tick >= FLUSH_TICKS)
-        if due and self._may_flush:
-            self._begin_flush(index)
-
-    @property
-    def _may_flush(self) -> bool:
-        return self._quota.disk_free_bytes >= FLUSH_ROOM_BYTES
-
-    def _begin_flush(self, index: int) -> None:
-        self._flush_from, self._flush_tick = index, self.ticks
-        self.keyspace.engine.begin_flush(index)
 
     # ---- what takes long
 
     def _background(self) -> None:
         for caller, payload in self._outbox.due():
             self.read(caller, payload, due=True)
-        for _ in range(min(SCANS_PER_TURN, len(self._scans))):
-            caller, scan = self._scans.popleft()
-            result = scan.step()
-            if result is None:
-                self._scans.append((caller, scan))
-            else:
-                self.reply(caller, result)
-                if caller.method in _HASHES:
-                    self._next_hash()
-                else:
-                    self._outbox.end_scan(caller.identity)
+        self._long.turn()
         if self._snapshots:
-            self._snapshots.turn(self._durable())
+            self._snapshots.turn(self._flushes.durable)
         self._ranges.turn()
         if self._sweeping:
             hit("applyBeforeSweep")
@@ -782,8 +578,6 @@ class Applyd:
                 self._physical.clear()
 
 
-_HASHES = (Method.HASH, Method.HASH_KV)
-_PUT, _TXN = int(Method.PUT), int(Method.TXN)
 _TYPE_TAG = 0x08  # field 1 of Event; a put has type 0, which protobuf leaves out
 
 
@@ -799,7 +593,7 @@ def main(argv: Sequence[str]) -> int:
     board = ApplyBoard([member.id for member in config.members])
     board.open(f"{metrics.directory(config.run_dir)}/apply")
     try:
-        engine = RocksEngine(FilePath(config.store_dir))
+        engine = RocksEngine(Path(config.store_dir))
     except OSError as error:
         return process.fatal(exit_for(error), f"cannot open the store in {config.data_dir}: {error}")
     keyspace = Keyspace(engine)

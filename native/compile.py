@@ -52,9 +52,10 @@ MODULES = {
         *("cluster.raft." + name for name in ("quorum", "reads", "ready")),
     ),
     "node": (
-        *("cluster." + name for name in ("applyd", "broadcast", "feed", "gatewayd", "landlord", "leasecalls")),
-        *("cluster." + name for name in ("lessor", "links", "local_answers", "node", "outbox", "proposals", "ranges")),
-        *("cluster." + name for name in ("reads", "requests", "ring", "streams", "watchd")),
+        *("cluster." + name for name in ("admission", "applyd", "broadcast", "feed", "gatewayd", "landlord")),
+        *("cluster." + name for name in ("leasecalls", "lessor", "links", "local_answers", "longreads", "membercalls")),
+        *("cluster." + name for name in ("node", "outbox", "proposals", "ranges", "reads", "requests")),
+        *("cluster." + name for name in ("ring", "streams", "watchd")),
     ),
 }
 """What is compiled together: a library each, of which the linker and the processes of a node share one copy."""

@@ -166,14 +166,14 @@ class FeedsAnySession(Applyd):
     """Takes committed entries of a conversation that is over."""
 
     def _apply(self, committed: list[Committed]) -> None:
-        super()._apply([message._replace(session=self._session) for message in committed])
+        super()._apply([message._replace(session=self.session) for message in committed])
 
 
 class TakesEveryAnswerToItsAttach(Applyd):
     """Asked twice, raft answers twice, and the second time feeds what the first time has brought already."""
 
     def _attached(self, session: int) -> None:
-        self._session = 0
+        self.session = 0
         super()._attached(session)
 
 
@@ -181,7 +181,7 @@ class AnswersBeforeTheCommit(Applyd):
     """A put is answered as soon as it is proposed."""
 
     def _propose(self) -> None:
-        for _, callers in self._frames:
+        for _, callers in self._admission.writes:
             for caller in callers:
                 if caller.method == wire.Method.PUT:
                     self.reply(caller, Result(0, self.keyspace.revision + 1, b""))

@@ -19,8 +19,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+import cluster.admission
 import cluster.applyd
 import cluster.broadcast
+import cluster.flushes
 import cluster.landlord
 import cluster.lessor
 import cluster.raftd
@@ -108,9 +110,9 @@ class Knobs:
     def turned(self, hit: Callable[[str], None]) -> Iterator[None]:
         """The shipped modules with these limits, and with failpoints that ask `hit`."""
         wanted = [
-            (cluster.applyd, "FLUSH_TICKS", self.flush_ticks),
-            (cluster.applyd, "FLUSH_ENTRIES", self.flush_entries),
-            (cluster.applyd, "ENTRY_BYTES", self.entry_bytes),
+            (cluster.flushes, "FLUSH_TICKS", self.flush_ticks),
+            (cluster.flushes, "FLUSH_ENTRIES", self.flush_entries),
+            (cluster.admission, "ENTRY_BYTES", self.entry_bytes),
             (cluster.applyd, "BACKLOG_ENTRIES_MAX", self.backlog_entries),
             (cluster.applyd, "REPORT_BYTES", self.window_bytes // 8),
             (cluster.applyd, "hit", hit),

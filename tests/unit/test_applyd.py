@@ -6,14 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from cluster.applyd import (
-    FLUSH_ROOM_BYTES,
-    FLUSH_TICKS,
-    FRESH_ELECTIONS,
-    HASHES_MAX,
-    Applyd,
-    Superseded,
-)
+from cluster.applyd import FRESH_ELECTIONS, Applyd, Superseded
+from cluster.flushes import FLUSH_ROOM_BYTES, FLUSH_TICKS
 from cluster.internal import (
     Applied,
     Attach,
@@ -30,6 +24,7 @@ from cluster.internal import (
     Tick,
 )
 from cluster.links import ClientFrame
+from cluster.longreads import HASHES_MAX
 from cluster.metrics import ApplyBoard
 from cluster.quota import DISK_RESERVE_BYTES
 from kvorum import etcd_pb2 as pb
@@ -82,7 +77,7 @@ class Stage:
             timeout_ticks=TIMEOUT,
             export=self.export,
         )
-        self.apply._published_at = 1 << 60  # this test is about clients' requests,
+        self.apply._members._published_at = 1 << 60  # this test is about clients' requests,
         self.apply._landlord._asked_to_lead = (1, 1 << 60)  # and about keys
         self.session = 0
         self.index = 0
