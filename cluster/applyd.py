@@ -147,6 +147,7 @@ class Applyd:
         # What is under way.
         self._proposals = Proposals(node.member_id, epoch, self._to_leader, election_ticks)
         self._reads = Reads()
+        self._clock = clock
         self._landlord = Landlord(
             self, epoch=epoch, seconds_min=lease_seconds_min, clock=clock, rng=rng or random.Random()
         )
@@ -192,8 +193,8 @@ class Applyd:
             self._admission.take(client)
         if frames:
             self.board.batch_requests.observe(len(frames))
+        self._propose()  # before the ends of leases, which nobody waits for
         self._landlord.turn()
-        self._propose()
         self._ask_reads()
         self._answer_ripe()
         self._background()
@@ -205,9 +206,10 @@ class Applyd:
         return not (self._long.busy or self._sweeping or self._outbox.busy or self._landlord.busy or self._ranges.busy)
 
     @property
-    def stuck(self) -> bool:
-        """A client's queue is full, and nothing will tell us when it isn't any more."""
-        return self._outbox.stuck
+    def soon(self) -> bool:
+        """There will be something to do in a moment, and nothing will tell us when: a client's queue is full, or leases
+        end with rests in between."""
+        return self._outbox.stuck or self._landlord.rests
 
     def _handle(self, item: Tick | Message) -> None:
         match item:
@@ -293,6 +295,7 @@ class Applyd:
 
     def _apply(self, committed: list[Committed]) -> None:
         """Entries onto the store in one batch, then the answers of our own and the changes for watchers."""
+        began_turn = self._clock()
         turn = self.keyspace.begin(prev=self.feed.wants_prev)
         own: list[tuple[int, list[Result]]] = []
         for message in committed:
@@ -308,8 +311,9 @@ class Applyd:
         compacted = self.keyspace.compacted
         began = time.perf_counter()
         changes = turn.commit()
-        self._landlord.changed(turn.leases, own[-1][0] if own else 0)
-        puts = self._count(len(committed), changes, time.perf_counter() - began)
+        took = time.perf_counter() - began
+        self._landlord.changed(turn.leases, own[-1][0] if own else 0, self._clock() - began_turn)
+        puts = self._count(len(committed), changes, took)
         self._quota.changed(0 if self._reads.fresh else puts)  # what is old has raised what it had to, perhaps long ago
         hit("applyAfterCommit")
         if self.keyspace.compacted != compacted:
@@ -619,7 +623,7 @@ def main(argv: Sequence[str]) -> int:
     process.settle()
     try:
         while not process.stopping:
-            link.wait(idle=applyd.idle, stuck=applyd.stuck)
+            link.wait(idle=applyd.idle, soon=applyd.soon)
             applyd.turn()
             exporter.bury()
     except Superseded as superseded:

@@ -107,7 +107,7 @@ class Landlord:
                 self._confirmations += 1
                 self._confirming[self._confirmations] = _Confirming(*taken)
                 host.confirm(Confirmation(b"", self._confirmations, Method.LEASE_KEEP_ALIVE))
-            if self._lessor.busy:
+            if self._lessor.busy(self._clock()):
                 self._expire()
         elif host.status.leader and host.status.leader != host.member_id:
             self.calls.send(host.ticks)
@@ -117,7 +117,12 @@ class Landlord:
     @property
     def busy(self) -> bool:
         """There is more to do than waits for a message or a tick."""
-        return self._lessor.busy and not self._host.keyspace.alarms.corrupt
+        return self._lessor.busy(self._clock()) and not self._host.keyspace.alarms.corrupt
+
+    @property
+    def rests(self) -> bool:
+        """It will be busy again in a moment, and nothing will tell when."""
+        return self._lessor.rests(self._clock()) and not self._host.keyspace.alarms.corrupt
 
     def tick(self, limit: int) -> None:
         """`limit`: the calls that arrived at or before that tick have waited long enough."""
@@ -151,9 +156,11 @@ class Landlord:
             self._asked_to_lead = (term, host.ticks)
             host.propose(Method.LEASE_LEAD, pb.LeaseLead(term=term))
 
-    def changed(self, changes: leases.Changes, number: int) -> None:
-        """A turn has been committed; `number` is that of the last entry of this process in it, 0 if there is none."""
-        self._lessor.changed(changes, self._clock())
+    def changed(self, changes: leases.Changes, number: int, seconds: float) -> None:
+        """A turn has been committed, which took so long; `number` is that of the last entry of this process in it, 0 if
+        there is none."""
+        now = self._clock()
+        self._lessor.changed(changes, now)
         self._lessor.heard(number)
         while self._under_way and next(iter(self._under_way)) <= number:
             del self._under_way[next(iter(self._under_way))]
@@ -161,6 +168,8 @@ class Landlord:
             self._resetting.pop(id, None)
         if changes.granted:
             board, ended = self._host.board, sum(ttl is None for ttl in changes.granted.values())
+            if ended:
+                self._lessor.worked(seconds, now)
             board.leases_revoked.add(ended)
             board.leases_granted.add(len(changes.granted) - ended)
 

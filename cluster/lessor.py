@@ -22,6 +22,12 @@ Nor can it live for ever: what was decided is decided again after `patience` if 
 was refused. After a pause of this process (the clock jumped between two calls) renewals that are waiting at the door
 are let in before anybody is judged.
 
+Nor do many that end together hold up everybody else. An entry of the log ends a few, at most two entries are under way,
+and the next is decided when this process has rested from the last for REST times as long as that took. Meanwhile it
+serves its clients, and members that are slower or share its machine come along. Without rests (measured, three nodes on
+two cores) what they have not applied yet grows as long as there are leases to end, and every client of theirs waits for
+that: 0.4 s.
+
 Times are seconds of a monotonic clock, passed in. One entry of the heap a lease: a renewal only moves its deadline, and
 an entry that comes up early is put back. Leases are taken over in slices, so that a million of them don't stop the
 process. Pure.
@@ -43,6 +49,9 @@ SLICE = 20_000
 EXPIRE_WORK = 500
 """Leases and keys of theirs that one entry of the log ends: 10 to 20 ms of work for every member. A lease with more
 keys than that has an entry of its own, since its keys go at one revision."""
+REST = 2.0
+"""As a multiple of the time that it took to apply what ends leases. With 2, a leader spends less than half of its time
+on it. A million without keys end in 14 s on one node, in 22 s on three that share two cores."""
 PAUSE_SECONDS = 1.0
 """A gap between two calls that counts as a pause; nothing expires for as long after it."""
 CHECKPOINT_SECONDS = 300.0
@@ -73,6 +82,7 @@ class Lessor:
         self._work = 0  # of those that are expiring
         self._last = 0.0
         self._not_before = 0.0
+        self._rests_until = 0.0
         self._checkpoint_at = 0.0
         self._checkpointing: Iterator[int] = iter(())
         self._named = Named()
@@ -86,7 +96,7 @@ class Lessor:
             self._expiring, self._work = {}, 0  # else what was decided before a break may still come
         self._named = self._leases.lessor
         self.leading = True
-        self._last = self._not_before = now
+        self._last = self._not_before = self._rests_until = now
         self._checkpoint_at = now + CHECKPOINT_SECONDS
         self._taking_over = iter(list(self._leases.granted))
 
@@ -104,6 +114,10 @@ class Lessor:
             self._deadlines.pop(id, None)  # what the heap still says of it is passed over
             if ttl is not None and self.leading:
                 self._set(id, now + ttl)  # sooner, perhaps, than in the life before
+
+    def worked(self, seconds: float, now: float) -> None:
+        """So long it took, until now, to apply a turn that has ended leases."""
+        self._rests_until = now + REST * seconds
 
     def _set(self, id: int, deadline: float) -> None:
         ms = int(deadline * 1000) + 1  # rounded up: never early
@@ -165,6 +179,8 @@ class Lessor:
             self._heap = [deadline << 64 | id & _MASK for id, deadline in self._deadlines.items()]
             heapq.heapify(self._heap)
         ended, work = self._overdue(now)
+        if now < self._rests_until:
+            return ended
         limit, heap, deadlines = int(now * 1000) << 64, self._heap, self._deadlines
         looked_at = 0
         while heap and heap[0] < limit and looked_at < SLICE and self._work < 2 * EXPIRE_WORK:  # two entries at a time
@@ -215,9 +231,16 @@ class Lessor:
             if id in self._expiring:
                 self._expiring[id] = self._expiring[id]._replace(since=float("-inf"))
 
-    @property
-    def busy(self) -> bool:
+    def busy(self, now: float) -> bool:
         """`advance` has more to do than one call does: it should not wait for the next tick."""
+        return self._has_more and now >= self._rests_until
+
+    def rests(self, now: float) -> bool:
+        """It will be busy again in a moment."""
+        return self._has_more and now < self._rests_until
+
+    @property
+    def _has_more(self) -> bool:
         due = bool(self._heap) and self._heap[0] < int(self._last * 1000) << 64
         return due and self._last >= self._not_before and self._work < 2 * EXPIRE_WORK
 

@@ -26,8 +26,8 @@ Context = zmq.Context[zmq.Socket[bytes]]
 TURN_FRAMES = 4096
 TURN_BYTES = 2 << 20
 """About as much of clients' input as one turn takes: up to 130,000 records of nothing, and more for one large frame."""
-STUCK_MS = 2
-"""How soon a client is tried again whose queue was full."""
+SOON_MS = 2
+"""How soon a client is tried again whose queue was full, and what else can't be waited for is looked at."""
 
 
 class ClientFrame(NamedTuple):
@@ -250,9 +250,9 @@ class ApplyLink:
         self._ends = _Ends(self._ticker, self._clients, self._raft, self._watch)
         self.wake_on = self._ends.wake_on
 
-    def wait(self, *, idle: bool, stuck: bool) -> None:
-        """Until something arrives or the next tick is due; not long if `stuck` answers are to be tried again."""
-        self._ends.wait(idle=idle, ms_max=STUCK_MS if stuck else 1 << 30)
+    def wait(self, *, idle: bool, soon: bool) -> None:
+        """Until something arrives or the next tick is due; not long if there will be something to do `soon`."""
+        self._ends.wait(idle=idle, ms_max=SOON_MS if soon else 1 << 30)
 
     def receive(self) -> Iterator[Tick | ClientFrame | Message]:
         for (frame,) in self._ends.drain(self._raft):
@@ -365,7 +365,7 @@ class GatewayLink:
 
     def wait(self, *, stuck: bool) -> None:
         """Until something arrives, the edge has something to do, or the next tick is due; not long if `stuck`."""
-        self._ends.wait(idle=True, ms_max=STUCK_MS if stuck else 1 << 30)
+        self._ends.wait(idle=True, ms_max=SOON_MS if stuck else 1 << 30)
 
     def receive(self) -> Iterator[Tick | Answers | Streamed | Lost]:
         for (frame,) in self._ends.drain(self._apply):

@@ -13,9 +13,10 @@ word of a lessor is about leases that were granted up to some entry of the log.
 A key belongs to the lease that its KeyValue names and to no other; the index says the same from the other side, and
 both are written in one batch, so no crash can part them.
 
-In memory: one number a lease (about 100 bytes with the dict around it), read at opening; the keys are on disk only.
-`Leases` holds what the last commit left behind. `Changes` is what a turn has done since, and forgets it if the turn is
-dropped. Pure.
+In memory: one number a lease (about 100 bytes with the dict around it), read at opening; the keys are on disk only. Of
+a lease that was granted since then and has had no key yet, that is remembered, too (40 bytes more): to look for keys is
+most of what the end of a lease costs, and a million may end together. `Leases` holds what the last commit left behind.
+`Changes` is what a turn has done since, and forgets it if the turn is dropped. Pure.
 """
 
 from __future__ import annotations
@@ -78,6 +79,9 @@ class Leases:
         """Granted TTL in seconds, by id."""
         self.remaining: dict[int, int] = {}
         """What the last checkpoint said was left, in seconds; only of leases that had less than all of it."""
+        self._bare: dict[int, int] = {}
+        """The index of the entry that granted it, by id, of leases that surely hold no key: they were granted since
+        this store was opened, and no key was attached to them."""
         who = engine.get(_LESSOR)
         self.lessor = Lessor() if who is None else Lessor(*_WHO.unpack(who))
         for key, record in engine.scan(_LEASE, b"lm"):
@@ -89,10 +93,12 @@ class Leases:
 
     def keys(self, id: int) -> list[bytes]:
         """The keys attached to a lease, in order."""
-        return [key[_KEYS_AT:] for key in self._engine.scan_keys(_key_of(id, b""), _keys_end(id))]
+        return [key[_KEYS_AT:] for key in self._attached(id)]
 
     def born(self, id: int) -> int:
         """The index of the entry that granted a lease."""
+        if id in self._bare:
+            return self._bare[id]
         record = self._engine.get(_lease_key(id))
         assert record is not None, "no such lease"
         _, _, index = _RECORD.unpack(record)
@@ -100,19 +106,22 @@ class Leases:
 
     def count(self, id: int, most: int) -> int:
         """How many keys are attached to a lease, or `most` if there are so many."""
-        return sum(1 for _ in islice(self._engine.scan_keys(_key_of(id, b""), _keys_end(id)), most))
+        return 0 if id in self._bare else sum(1 for _ in islice(self._attached(id), most))
+
+    def _attached(self, id: int) -> Iterator[bytes]:
+        """The entries of the index that name its keys, in order."""
+        if id in self._bare:
+            return iter(())
+        return self._engine.scan_keys(_key_of(id, b""), _keys_end(id))
 
     def attached(self, id: int, head: bytes) -> Steps[bytes]:
         """A LeaseTimeToLiveResponse that begins with `head`: the keys as of this call, in slices, for there may be any
         number of them."""
-        return _sliced(
-            head, b"\x2a", (key[_KEYS_AT:] for key in self._engine.scan_keys(_key_of(id, b""), _keys_end(id)))
-        )
+        return _sliced(head, b"\x2a", _names(self._attached(id)))
 
     def listed(self) -> Steps[bytes]:
         """A LeaseLeasesResponse without its header: all leases as of this call, in slices, negative ids last."""
-        ids = (_ID.unpack_from(key, len(_LEASE))[0] for key in self._engine.scan_keys(_LEASE, b"lm"))
-        return _sliced(b"", b"\x12", (int_field(b"\x08", id) for id in ids))
+        return _sliced(b"", b"\x12", _ids(self._engine.scan_keys(_LEASE, b"lm")))
 
     def update(self, changes: Changes) -> None:
         """A turn has been committed."""
@@ -121,13 +130,30 @@ class Leases:
             self.remaining.pop(id, None)  # of the life before, if one turn has ended it and granted it anew
             if ttl is None:
                 self.granted.pop(id, None)
+                self._bare.pop(id, None)
             else:
                 self.granted[id] = ttl
+                self._bare[id] = changes.born[id]
+        for id in changes.keys_of:
+            self._bare.pop(id, None)
         for id, left in changes.remaining.items():
             if left and id in self.granted:
                 self.remaining[id] = left
             else:
                 self.remaining.pop(id, None)
+
+
+# Not generator expressions: compiled, one that is an argument becomes a list, all of it at once.
+
+
+def _names(attached: Iterator[bytes]) -> Iterator[bytes]:
+    for key in attached:
+        yield key[_KEYS_AT:]
+
+
+def _ids(records: Iterator[bytes]) -> Iterator[bytes]:
+    for key in records:
+        yield int_field(b"\x08", _ID.unpack_from(key, len(_LEASE))[0])
 
 
 def _sliced(head: bytes, tag: bytes, bodies: Iterator[bytes]) -> Steps[bytes]:
@@ -153,8 +179,10 @@ class Changes:
         self.granted: dict[int, int | None] = {}
         """Granted TTL of new leases, None for those that ended."""
         self.remaining: dict[int, int] = {}
-        self._born: dict[int, int] = {}  # of those granted in this turn
-        self._keys: dict[int, dict[bytes, bool]] = {}  # attached or detached in this turn
+        self.born: dict[int, int] = {}
+        """Indexes of the entries that granted those of this turn."""
+        self.keys_of: dict[int, dict[bytes, bool]] = {}
+        """Keys attached (True) or detached in this turn, by lease."""
 
     def lead(self, lessor: Lessor) -> None:
         """Unless a later one counts already."""
@@ -173,13 +201,13 @@ class Changes:
         return self._born_at(id) <= index
 
     def _born_at(self, id: int) -> int:
-        return self._born[id] if id in self._born else self._leases.born(id)
+        return self.born[id] if id in self.born else self._leases.born(id)
 
     def grant(self, id: int, ttl: int, index: int) -> None:
         """By the entry of that index. Raises LeaseExists."""
         if self.ttl(id) is not None:
             raise errors.LeaseExists
-        self.granted[id], self._born[id] = ttl, index
+        self.granted[id], self.born[id] = ttl, index
         self.remaining.pop(id, None)
         self._batch.put(_lease_key(id), _RECORD.pack(ttl, 0, index))
 
@@ -196,16 +224,16 @@ class Changes:
         self._batch.delete(_lease_key(id))
 
     def attach(self, id: int, key: bytes) -> None:
-        self._keys.setdefault(id, {})[key] = True
+        self.keys_of.setdefault(id, {})[key] = True
         self._batch.put(_key_of(id, key), b"")
 
     def detach(self, id: int, key: bytes) -> None:
-        self._keys.setdefault(id, {})[key] = False
+        self.keys_of.setdefault(id, {})[key] = False
         self._batch.delete(_key_of(id, key))
 
     def keys(self, id: int) -> list[bytes]:
         """The keys attached to a lease now, in order."""
-        changed = self._keys.get(id)
+        changed = self.keys_of.get(id)
         before = self._leases.keys(id)
         if changed is None:
             return before

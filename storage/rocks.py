@@ -100,6 +100,8 @@ def _options() -> Options:
     options.set_compression_per_level([DBCompressionType.none(), *[DBCompressionType.lz4()] * 6])
     options.set_bytes_per_sync(1 << 20)  # spread the writing of a large file, so that its sync does not stall the log's
     options.add_compact_on_deletion_collector_factory(4096, 2048, 0.5)  # swept space comes back soon
+    # Else whoever lets go of a memtable or a file last frees it there and then: a reader, in the midst of a turn.
+    options.set_avoid_unnecessary_blocking_io(True)
     options.set_stats_dump_period_sec(0)
     options.set_stats_persist_period_sec(0)
     options.set_keep_log_file_num(2)

@@ -16,6 +16,9 @@ answer can know of it before. So by one clock, whichever members lead, sleep or 
     L7  what is granted is what was asked for, at least SECONDS_MIN
     L8  what is left is neither more than was granted nor less than was promised
 
+That one clock is the judge's. Members' own clocks may be fast or slow: then L1 and L8 hold by the fastest of them, which
+may have counted all of the time, and L2 by the slowest, whichever members have led meanwhile.
+
 Alarms, too, are as the log has them: at every store, and in what they refuse.
 
 Only the tenants' keys (KEYS) are looked at, and only tenants touch them, with a few plain requests; so this needs to
@@ -110,6 +113,8 @@ class Ledger:
         self.keys: dict[bytes, Held] = {}
         self.changes: list[Change] = []
         self.outcomes: dict[int, Outcome] = {}
+        self.slowest = self.fastest = 1.0
+        """Seconds that members' clocks count in one."""
         self.index = 0
         self.new_lessor_at = 0
         """When the newest one that counts time was named."""
@@ -316,7 +321,7 @@ class Ledger:
         if any(type == pb.CORRUPT for type, _ in self.alarms):
             return []
         since = max(since, self.new_lessor_at, self.closed_until)
-        return [lease for lease in self.short if self.world.now > since + lease.ttl * SECOND + LATE]
+        return [lease for lease in self.short if self.world.now > since + (lease.ttl * SECOND + LATE) / self.slowest]
 
     @property
     def short(self) -> list[Lease]:
@@ -427,7 +432,7 @@ class _Judge:
     def _promise(self, id: int, ttl: int, op: Operation) -> None:
         lives = self._lives(id, op)
         if len(lives) == 1:  # else it isn't known of which of them it speaks
-            until = int(op.called) + ttl * SECOND
+            until = int(op.called) + int(ttl * SECOND / self.ledger.fastest)
             if until > self.promised.get(lives[0], (0, op))[0]:
                 self.promised[lives[0]] = (until, op)
 
@@ -474,9 +479,9 @@ class _Judge:
         if len(lives) == 1 and lives[0] in self.promised:
             until, before = self.promised[lives[0]]
             if before.returned is not None and before.returned < op.called:
-                least = (until - int(op.returned)) // SECOND
+                least = (until - int(op.returned)) * self.ledger.fastest // SECOND
                 if left < least:
-                    return f"has less left than {least} s, as promised by {before}"
+                    return f"has less left than {least:g} s, as promised by {before}"
         held = self._keys_at(answer.header.revision, answer.ID) if op.request.keys else []
         return "" if list(answer.keys) == held else f"should hold {held}"
 

@@ -532,6 +532,20 @@ def _busy_tenants(plan: Plan) -> None:
     plan.temper = Temper(3 * SECOND, {"transfer": 2, "depose": 2, "kill": 1}, jinx=0.0)
 
 
+def _lasting_tenants(plan: Plan) -> None:
+    """Leases are renewed for as long as the run takes, under one leader after the other."""
+    _busy_tenants(plan)
+    plan.knobs.checkpoint_seconds = 300.0
+    plan.tenants_habits.weights |= {"keep": 20, "revoke": 0}
+    plan.temper = Temper(2 * SECOND, {"transfer": 1}, jinx=0.0)
+
+
+def _drifting_clocks(plan: Plan) -> None:
+    """The same, and members' clocks run at rates of their own."""
+    _lasting_tenants(plan)
+    plan.drift = 0.05
+
+
 def _alarms(plan: Plan) -> None:
     """They are raised and taken back, and stores are opened meanwhile."""
     _busy_tenants(plan)
@@ -666,6 +680,7 @@ MUTANTS = [
     _of(wrong_leases.DoesNotExtend, _busy_tenants),
     _of(wrong_leases.EndsTooEarly, _busy_tenants),
     _of(wrong_leases.CountsOnlyItsOwn, _busy_tenants),
+    _of(wrong_leases.BelievesTheClockOnTheWall, _drifting_clocks),
     _of(wrong_leases.RenewsWhatItIsEnding, _slow_lessors),
     _of(wrong_leases.LeavesTheCheckpoint, _busy_tenants),
     _of(wrong_leases.RenewsUnconfirmed, _cut_off_lessors),

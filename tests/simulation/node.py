@@ -181,6 +181,24 @@ class Watchman:
 
 
 @dataclass(slots=True)
+class Clock:
+    """A member's: monotonic, and from one process of it to the next it begins anywhere. `rate` is how many seconds it
+    counts in one; no two need agree."""
+
+    world: World
+    rate: float
+    since: float
+
+    def __call__(self) -> float:
+        return self.since + self.now
+
+    @property
+    def now(self) -> float:
+        """As a clock on the wall would show it that was set right when the world began."""
+        return self.world.now / SECOND * self.rate
+
+
+@dataclass(slots=True)
 class Shells:
     """The classes that run: the shipped ones, or mutants of them."""
 
@@ -239,6 +257,7 @@ class Node:
         self._shells, self._sizes, self._died, self.reply, self.publish = shells, sizes, died, reply, publish
         self.id = config.member_id
         self.members = [member.id for member in config.members]
+        self._rate = 1.0
         self.disk = Disk(world, shells.wal)
         self.engine = Store()
         self.flush_min, self.flush_max = 5 * MILLISECOND, 200 * MILLISECOND
@@ -260,6 +279,17 @@ class Node:
     def term(self) -> int:
         """The term that its raft process is in; 0 while that is dead."""
         return self.raftd.core.term if self.raftd is not None else 0
+
+    @property
+    def rate(self) -> float:
+        """Of its clock."""
+        return self._rate
+
+    @rate.setter
+    def rate(self, rate: float) -> None:
+        self._rate = rate
+        for actor in self.actors:
+            actor.rate = rate
 
     # ---- starting
 
@@ -318,7 +348,7 @@ class Node:
             quota_bytes=self.config.quota_backend_bytes,
             election_ticks=ELECTION_TICKS,
             timeout_ticks=self._sizes.timeout_ticks,
-            clock=lambda: since + self.world.now / SECOND,  # a monotonic clock begins anywhere
+            clock=Clock(self.world, self.rate, since),
             rng=random.Random(f"{self.world.seed}/{self.id}/{actor.runs}"),
         )
         self._flushing = False

@@ -48,6 +48,8 @@ class Actor:
     runs: int = 0
     """How often it was started: its epoch, and what tells an event of a dead run from one of this."""
     tick_us: int = TICK
+    rate: float = 1.0
+    """How many seconds its member's clock counts in one."""
     _tick_due: bool = False
     _inbox: deque[Parcel] = field(default_factory=deque)
     _awake: bool = False
@@ -107,7 +109,7 @@ class Actor:
 
     def _schedule_tick(self, run: int) -> None:
         if run == self.runs and self.alive:
-            self.world.after(self.tick_us, lambda: self._tick(run))
+            self.world.after(round(self.tick_us / self.rate), lambda: self._tick(run))
 
     def _tick(self, run: int) -> None:
         if run == self.runs and self.alive:

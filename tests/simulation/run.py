@@ -163,6 +163,8 @@ class Plan:
     air_breaks: float
     alarms: bool | None = None
     """Whether somebody raises some; None: the seed says."""
+    drift: float = 0.0
+    """By how much members' clocks may be fast or slow: 0.05 is 3 s a minute."""
 
     @classmethod
     def draw(cls, rng: random.Random, seconds: int) -> Plan:
@@ -250,8 +252,11 @@ class Run:
     ) -> None:
         self.world = World(seed, trace)
         self.plan = Plan.draw(self.world.rng, seconds)
+        chance = random.Random(f"kvorum simulation {seed}, clocks")
         if plan is not None:
             plan(self.plan)
+        else:
+            self.plan.drift = chance.choice((0.0, 0.0, 0.005, 0.02, 0.05))
         self.safety = Safety(self.world)
         self.network = Network(self.world, self._deliver)
         self.hub = Hub(self.world, self._from_client)
@@ -276,6 +281,11 @@ class Run:
             for config in configs
         }
         self.safety.nodes = self.nodes
+        for node in self.nodes.values():
+            node.rate = 1 + self.plan.drift * chance.choice((-1.0, 1.0, chance.uniform(-1, 1)))
+        rates = [node.rate for node in self.nodes.values()]
+        self.safety.ledger.slowest, self.safety.ledger.fastest = min(rates), max(rates)
+        self.world.seen["clocks that disagree"] += len(set(rates)) > 1
         self.world.wake_max = self.plan.wake_max
         self.network.climate = self.network.weather = self.plan.climate
         self.faults = Faults(self.world, self.network, self.nodes, self.hub, self.plan.temper, self._revive)

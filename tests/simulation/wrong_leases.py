@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import cluster.landlord
 from cluster.applyd import Applyd
@@ -13,6 +14,7 @@ from kvorum import etcd_pb2 as pb
 from storage import codec
 from storage.keyspace import Keyspace, Turn
 from storage.leases import Changes as LeaseChanges
+from tests.simulation.world import World
 
 # ---- who counts
 
@@ -71,6 +73,38 @@ class CountsOnlyItsOwn(_OtherLessor):
     """A new lessor counts no lease that was granted before it was named: they live for ever."""
 
     kind = _OnlyNew
+
+
+class _OnTheWall(Lessor):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.ends: dict[int, float] = {}
+
+    def lead(self, now: float) -> None:
+        super().lead(now)
+        for id, end in self.ends.items():
+            if id in self._leases.granted:
+                super()._set(id, end)
+
+    def _set(self, id: int, deadline: float) -> None:
+        super()._set(id, deadline)
+        self.ends[id] = deadline
+
+
+class BelievesTheClockOnTheWall(_OtherLessor):
+    """Members agree at which time of the day a lease ends, renewals included, and go by that: while their clocks agree
+    nothing is wrong with it."""
+
+    kind = _OnTheWall
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        clock = options["clock"]
+        super().__init__(*args, **options | {"clock": lambda: clock.now})
+        assert isinstance(self._landlord._lessor, _OnTheWall)
+        self._landlord._lessor.ends = _agreed.setdefault(clock.world, {})
+
+
+_agreed: WeakKeyDictionary[World, dict[int, float]] = WeakKeyDictionary()
 
 
 class _Merciful(Lessor):

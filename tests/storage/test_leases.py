@@ -115,6 +115,35 @@ def test_attaching_and_ending_within_one_turn(store: Store) -> None:
     assert (keys(store, 7), lease_of(store, b"a"), lease_of(store, b"b")) == ([b"a"], 7, 0)
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["one turn", "turns"])
+def test_a_lease_that_had_no_key_and_gets_one_loses_it_at_its_end(store: Store, again: bool) -> None:
+    """Of new leases it is remembered that there is nothing to look for. An end, a grant of the id, a key that comes and
+    goes: it is so only where it is true."""
+
+    def do(*requests: object) -> None:
+        for part in [[request] for request in requests] if again else [requests]:
+            store.outcome(*part)
+
+    grant, put, revoke = (
+        pb.LeaseGrantRequest(ID=7, TTL=9),
+        pb.PutRequest(key=b"a", lease=7),
+        pb.LeaseRevokeRequest(ID=7),
+    )
+    do(grant)
+    assert (store.keyspace.leases.count(7, 5), keys(store, 7)) == (0, [])
+    do(put)
+    assert (store.keyspace.leases.count(7, 5), keys(store, 7)) == (1, [b"a"])
+    do(revoke, grant, pb.PutRequest(key=b"b", lease=7), pb.PutRequest(key=b"b"))
+    assert (store.keys(), store.keyspace.leases.count(7, 5), keys(store, 7)) == ([b"b"], 0, [])
+    do(revoke, grant)
+    do(put, revoke)
+    assert store.keys() == [b"b"]
+    do(grant, put)
+    store.keyspace = Keyspace(store.engine)
+    do(pb.LeaseGrantRequest(ID=8, TTL=9), revoke, pb.LeaseRevokeRequest(ID=8))
+    assert (store.keys(), store.keyspace.leases.granted) == ([b"b"], {})
+
+
 @pytest.mark.parametrize("id", [1, -1, 2**63 - 1, -(2**63)])
 def test_leases_of_any_id_outlive_a_restart(store: Store, id: int) -> None:
     """L5; etcd 3.5.1 forgets negative ones. Neighbouring ids keep their keys apart."""

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from cluster import lessor as module
-from cluster.lessor import CHECKPOINT_SECONDS, EXPIRE_WORK, PAUSE_SECONDS, Lessor
+from cluster.lessor import CHECKPOINT_SECONDS, EXPIRE_WORK, PAUSE_SECONDS, REST, Lessor
 from storage.leases import Changes, Leases
 from storage.leases import Lessor as Named
 from storage.memory import MemoryEngine
@@ -37,6 +37,7 @@ class Bench:
         for number in range(count):
             changes.attach(id, b"%d" % number)
         self.engine.write(batch)
+        self.leases.update(changes)
 
     def checkpoint(self, id: int, left: int) -> None:
         self._change(lambda changes: changes.checkpoint(id, left))
@@ -197,7 +198,7 @@ def test_many_that_end_together_end_a_few_at_a_time(bench: Bench) -> None:
         portions.append(portion)
         assert len(portions) < 10
     assert [len(portion) for portion in portions] == [EXPIRE_WORK, EXPIRE_WORK]
-    assert not bench.lessor.busy
+    assert not bench.lessor.busy(bench.now)
     ended = set()
     while portions:
         ended.update(portions[0])
@@ -205,6 +206,28 @@ def test_many_that_end_together_end_a_few_at_a_time(bench: Bench) -> None:
         if portion := bench.lessor.advance(bench.now):
             portions.append(portion)
     assert len(ended) == count
+
+
+def test_between_what_it_ends_it_rests(bench: Bench) -> None:
+    """For as long as says how much of its time it may take, and not longer."""
+    bench.grant(*range(1, 3 * EXPIRE_WORK + 1), ttl=2)
+    bench.now += 2.05
+    bench.lessor._last = bench.now  # no pause
+    first, second = bench.lessor.advance(bench.now), bench.lessor.advance(bench.now)
+    assert not bench.lessor.rests(bench.now), "it waits for them"
+    bench.end(*first)
+    bench.lessor.worked(0.01, bench.now)
+    assert (bench.lessor.busy(bench.now), bench.lessor.rests(bench.now)) == (False, True)
+    bench.now += REST * 0.01 - 0.001
+    assert bench.lessor.rests(bench.now)
+    assert bench.lessor.advance(bench.now) == []
+    bench.now += 0.002
+    assert (bench.lessor.busy(bench.now), bench.lessor.rests(bench.now)) == (True, False)
+    third = bench.lessor.advance(bench.now)
+    assert sorted(first + second + third) == list(range(1, 3 * EXPIRE_WORK + 1))
+    bench.end(*second, *third)
+    bench.lessor.worked(0.01, bench.now)
+    assert not bench.lessor.rests(bench.now), "there is nothing left to be done"
 
 
 def test_what_one_entry_ends_is_bounded_by_keys_too(bench: Bench) -> None:
@@ -220,7 +243,7 @@ def test_what_one_entry_ends_is_bounded_by_keys_too(bench: Bench) -> None:
         if portion:
             portions.append(portion)
             bench.end(*portion)
-        elif not bench.lessor.busy:
+        elif not bench.lessor.busy(bench.now):
             break
     assert portions == [[1, 2, 3, 4], [5], [6], [7, 8, 9, 10], [11, 12]]
     assert bench.lessor._work == 0
@@ -233,9 +256,9 @@ def test_what_is_under_way_is_bounded_by_keys_too(bench: Bench) -> None:
     bench.now += 2.05
     bench.lessor._last = bench.now  # no pause
     assert [bench.lessor.advance(bench.now) for _ in range(3)] == [[1], [2], []]
-    assert not bench.lessor.busy
+    assert not bench.lessor.busy(bench.now)
     bench.end(1)
-    assert bench.lessor.busy
+    assert bench.lessor.busy(bench.now)
     bench.now += PATIENCE + 1
     bench.lessor._last = bench.now
     assert bench.lessor.advance(bench.now) == [2], "decided again, and nothing else with it"
