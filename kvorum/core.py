@@ -357,6 +357,7 @@ class Core:
                         pass
                     elif status == 0:
                         call.reply = batch[at:end]
+                        call.error = None  # another node's no, before it was asked again
                         call.finished = True
                         finished.append(call)
                     else:
