@@ -46,7 +46,7 @@ SETTINGS: tuple[Setting, ...] = (
         "listen-client-urls",
         f"http://localhost:{GATEWAY_PORT}",
         "URLS",
-        "where programs that speak etcd's API come in, http or https; empty: nowhere",
+        "where programs that speak etcd's API come in: http, https, unix, unixs; empty: nowhere",
     ),
     Setting("listen-native-url", f"tcp://localhost:{NATIVE_PORT}", "URL", "where kvorum clients call"),
     Setting("listen-watch-url", f"tcp://localhost:{WATCH_PORT}", "URL", "where kvorum clients watch"),

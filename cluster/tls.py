@@ -1,6 +1,6 @@
 """TLS of the gateway: what etcd's settings for it mean together.
 
-    https in --listen-client-urls ──▶ --cert-file and --key-file, or --auto-tls
+    https, unixs in --listen-client-urls ──▶ --cert-file and --key-file, or --auto-tls
     --trusted-ca-file             ──▶ clients must show a certificate that it signed; as with etcd it takes no more
     --client-crl-file             ──▶ and not one of these
 
@@ -81,7 +81,7 @@ def resolve(get: Callable[[str], str], *, wanted: bool, data_dir: str) -> Tls | 
         version_min = 13
     if not wanted:
         if certificate or ca or automatic:
-            raise ConfigError("TLS is configured, but no URL of --listen-client-urls begins with https://")
+            raise ConfigError("TLS is configured, but no URL of --listen-client-urls begins with https:// or unixs://")
         return None
     years = 0
     if not certificate:

@@ -164,6 +164,10 @@ void edge_free(struct edge *e);
 /* Listen on a numeric address. Returns the port (that the kernel chose, for 0), or -1 with errno set. */
 int edge_listen(struct edge *e, const char *address, int port, int reuse_port, int tls);
 
+/* Take connections from a socket that listens and doesn't block. It is the edge's from now on, and closed also if this
+ * fails: -1 with errno set. */
+int edge_listen_on(struct edge *e, int socket, int tls);
+
 /* Take over a connected stream socket, as if it had been accepted. Returns 0 or -1, then the socket is closed. */
 int edge_adopt(struct edge *e, int socket, int tls);
 

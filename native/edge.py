@@ -153,6 +153,11 @@ class Edge:
             raise _error(f"listening on {address}:{port}")
         return found
 
+    def listen_on(self, socket: int, *, tls: bool = False) -> None:
+        """Take connections from a socket that listens and doesn't block, the edge's from now on. Raises OSError."""
+        if lib.edge_listen_on(self._edge, socket, tls):
+            raise _error("listening")
+
     def adopt(self, socket: int, *, tls: bool = False) -> None:
         """Take over a connected stream socket, which is the edge's from now on. Raises OSError."""
         if lib.edge_adopt(self._edge, socket, tls):
