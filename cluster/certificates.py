@@ -32,6 +32,7 @@ def load(front: Edge, tls: Tls) -> None:
         tls.key,
         ca=tls.ca or None,
         crl=tls.crl or None,
+        hosts=tls.hosts or None,
         ciphers=tls.ciphers or None,
         version_min=tls.version_min,
         version_max=tls.version_max,

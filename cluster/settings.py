@@ -83,6 +83,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("client-cert-auth", "false", "BOOL", "the same; it is so with --trusted-ca-file in any case", truth=True),
     Setting("client-crl-file", "", "FILE", "client certificates that are revoked (PEM)"),
     Setting(
+        "client-cert-allowed-hostname", "", "NAMES", "names or addresses, one of which a client's certificate is for"
+    ),
+    Setting(
         "auto-tls", "false", "BOOL", "make a certificate that signs itself, if there is no --cert-file", truth=True
     ),
     Setting("self-signed-cert-validity", "1", "YEARS", "how long it is good for"),

@@ -149,6 +149,7 @@ struct edge_tls_config {
     const char *certificate, *key;    /* PEM files: a chain, and the key of its first */
     const char *ca;                   /* PEM: clients must show a certificate that it signed; NULL: they needn't */
     const char *crl;                  /* PEM: certificates that it revoked, with `ca`; NULL: none */
+    const char *hosts;                /* with `ca`, and commas: their certificate is for one of these; NULL: or for any */
     const char *ciphers;              /* of TLS 1.2, as OpenSSL calls them, with colons; NULL: those HTTP/2 permits */
     int version_min, version_max;     /* 12, 13 (TLS 1.2, 1.3); 0: no wish */
 };

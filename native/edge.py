@@ -170,6 +170,7 @@ class Edge:
         *,
         ca: str | None = None,
         crl: str | None = None,
+        hosts: str | None = None,
         ciphers: str | None = None,
         version_min: int = 0,
         version_max: int = 0,
@@ -177,9 +178,9 @@ class Edge:
         """Read PEM files for connections to come; with `ca`, clients must show a certificate. Raises TlsError.
 
         From then on the edge reads them again when they change. What is of no use then is counted (`stats()`), told by
-        `tls_error`, and changes nothing. ciphers and versions: edge_tls_config.
+        `tls_error`, and changes nothing. hosts, ciphers and versions: edge_tls_config.
         """
-        texts = {"certificate": certificate, "key": key, "ca": ca, "crl": crl, "ciphers": ciphers}
+        texts = {"certificate": certificate, "key": key, "ca": ca, "crl": crl, "hosts": hosts, "ciphers": ciphers}
         kept = {
             name: ffi.NULL if text is None else ffi.new("char[]", os.fsencode(text)) for name, text in texts.items()
         }

@@ -28,9 +28,11 @@ def papers(tmp_path: Path) -> Papers:
     return Papers(tmp_path / "papers")
 
 
-def prepare(papers: Papers, *, mutual: bool = False, crl: str | None = None) -> Callable[[Edge], bool]:
+def prepare(
+    papers: Papers, *, mutual: bool = False, crl: str | None = None, hosts: str | None = None
+) -> Callable[[Edge], bool]:
     def load(to: Edge) -> bool:
-        to.tls(papers.certificate, papers.key, ca=papers.ca_file if mutual else None, crl=crl)
+        to.tls(papers.certificate, papers.key, ca=papers.ca_file if mutual else None, crl=crl, hosts=hosts)
         return True
 
     return load
@@ -96,6 +98,39 @@ def test_a_certificate_of_another_ca_is_refused(mutual: Service, papers: Papers,
     with channel(mutual, papers, stranger) as refused, pytest.raises(grpc.RpcError):
         refused.unary_unary("/test.Echo/Echo")(b"x", timeout=WAIT)
     assert mutual.call(lambda _: mutual.answering.events) == []
+
+
+@pytest.mark.parametrize(
+    ("identities", "let_in"),
+    [
+        (("web.host.example",), True),
+        (("WEB.host.example",), True),
+        (("other.host.example", "web.host.example"), True),
+        (("*.host.example",), True),
+        (("10.0.0.1",), True),
+        (("::1",), True),
+        (("other.host.example",), False),
+        (("deep.web.host.example",), False),
+        (("*.example",), False),
+        (("10.0.0.2",), False),
+    ],
+)
+def test_only_certificates_for_the_hosts_that_are_named(
+    papers: Papers, identities: tuple[str, ...], let_in: bool
+) -> None:
+    """As Go's VerifyHostname: a name stands for itself, a star for one whole label, and the common name for nothing.
+    (But OpenSSL wants two labels behind a star, Go one.)"""
+    client = papers.issue(*identities, name="web.host.example")
+    with (
+        service(prepare=prepare(papers, mutual=True, hosts="10.0.0.1,web.host.example,::1")) as strict,
+        channel(strict, papers, client) as secure,
+    ):
+        if let_in:
+            assert secure.unary_unary("/test.Echo/Echo")(b"x", timeout=WAIT) == b"x"
+            return
+        with pytest.raises(grpc.RpcError) as error:
+            secure.unary_unary("/test.Echo/Echo")(b"x", timeout=WAIT)
+        assert error.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
 def test_a_revoked_certificate_is_refused(papers: Papers) -> None:

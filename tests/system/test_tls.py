@@ -146,6 +146,19 @@ def test_etcdctl(place: Place) -> None:
     assert (code, "is healthy" in said) == (0, True), said
 
 
+@pytest.mark.parametrize("which", ["kvorum", "etcd"])
+def test_only_clients_of_the_hosts_that_are_named(which: str, tmp_path: Path) -> None:
+    papers = Papers(tmp_path / "papers")
+    settings = {**mutual(papers), "client-cert-allowed-hostname": "web.host.example"}
+    right, star = papers.issue("web.host.example", name="right"), papers.issue("*.host.example", name="star")
+    wrong = papers.issue("other.host.example", name="web.host.example")
+    with kvorum(tmp_path, settings) if which == "kvorum" else etcd(tmp_path, settings) as found:
+        place = Place(found[1] if isinstance(found, tuple) else found, papers, right)
+        eventually(lambda: etcdctl(place, "put", "a", "b", client=right, wait=5)[0] == 0)
+        assert etcdctl(place, "put", "a", "b", client=star) == (0, "OK\n")
+        assert etcdctl(place, "put", "a", "b", client=wrong, wait=2)[0] == 1
+
+
 def test_etcdctl_is_told_no(place: Place, tmp_path: Path) -> None:
     """Without a certificate, with one of another CA, and when the server's isn't one that it trusts."""
     stranger = Papers(tmp_path / "other")

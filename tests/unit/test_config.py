@@ -78,7 +78,7 @@ CERTIFIED = {"listen-client-urls": "https://127.0.0.1:2379", "cert-file": "/c.pe
 
 def test_tls_of_the_gateway(tmp_path: Path) -> None:
     config = resolve({**CERTIFIED, "trusted-ca-file": "/ca.pem", "client-cert-auth": "true", "client-crl-file": "/crl"})
-    assert config.tls == Tls("/c.pem", "/c.key", "/ca.pem", "/crl", "", 12, 0, 0)
+    assert config.tls == Tls("/c.pem", "/c.key", "/ca.pem", "/crl", "", "", 12, 0, 0)
     assert config.listen_client == ("tls://127.0.0.1:2379",)
     assert config.advertise_client_urls == ("https://127.0.0.1:2379",), "what the member list shows"
     config.save(str(tmp_path / "node.json"))
@@ -103,6 +103,13 @@ def test_sockets_in_the_file_system_are_for_etcds_clients(tmp_path: Path) -> Non
     assert both.tls == resolve(CERTIFIED).tls
 
 
+def test_hosts_whose_certificates_are_taken() -> None:
+    mutual = {**CERTIFIED, "trusted-ca-file": "/ca.pem"}
+    tls = resolve({**mutual, "client-cert-allowed-hostname": "web.example., 10.0.0.1,[::0001]"}).tls
+    assert tls is not None
+    assert tls.hosts == "web.example,10.0.0.1,::1"
+
+
 def test_files_are_found_wherever_the_node_stands() -> None:
     tls = resolve({**CERTIFIED, "cert-file": "c.pem"}).tls
     assert tls is not None
@@ -112,7 +119,7 @@ def test_files_are_found_wherever_the_node_stands() -> None:
 def test_a_certificate_of_its_own() -> None:
     """--cert-file goes before --auto-tls, as with etcd."""
     automatic = {"listen-client-urls": "https://127.0.0.1:2379", "auto-tls": "true", "data-dir": "/d"}
-    made = Tls("/d/fixtures/client/cert.pem", "/d/fixtures/client/key.pem", "", "", "", 12, 0, 1)
+    made = Tls("/d/fixtures/client/cert.pem", "/d/fixtures/client/key.pem", "", "", "", "", 12, 0, 1)
     assert resolve(automatic).tls == made
     assert resolve({**automatic, "self-signed-cert-validity": "3"}).tls == made._replace(make_years=3)
     assert resolve({**automatic, **CERTIFIED}).tls == resolve(CERTIFIED).tls
@@ -208,6 +215,11 @@ THREE = "a=http://h1:2380,b=http://h2:2380,c=http://h3:2380"
         ({**CERTIFIED, "key-file": ""}, "--cert-file and --key-file go together"),
         ({**CERTIFIED, "client-cert-auth": "true"}, "--client-cert-auth needs --trusted-ca-file"),
         ({**CERTIFIED, "client-crl-file": "/c"}, "--client-crl-file needs --trusted-ca-file"),
+        ({**CERTIFIED, "client-cert-allowed-hostname": "a"}, "-allowed-hostname needs --trusted-ca-file"),
+        (
+            {**CERTIFIED, "trusted-ca-file": "/ca", "client-cert-allowed-hostname": "a,.b"},
+            "'.b' is no host's name or address",
+        ),
         ({**CERTIFIED, "auto-tls": "perhaps"}, "--auto-tls 'perhaps': expected true or false"),
         ({**CERTIFIED, "tls-min-version": "TLS1.1"}, "expected one of TLS1.2, TLS1.3"),
         ({**CERTIFIED, "tls-min-version": "TLS1.3", "tls-max-version": "TLS1.2"}, "is above --tls-max-version"),
