@@ -366,7 +366,7 @@ class Gateway:
                     self.json.event(id, kind, b"")
             elif kind == edge.REQUEST:
                 end = at + length
-                self.json.request(id, data[end : end + extra].decode("latin-1"), data[at:end], status)
+                self.json.request(id, data[end : end + extra].decode("latin-1"), data[at:end])
 
     def _tell_json(self, id: int, kind: int) -> None:
         if self._json is not None:

@@ -55,7 +55,8 @@ enum edge_event_kind {
     EDGE_WRITABLE = 10,               /* and now it has gone */
     EDGE_BYTES = 11,                  /* of an HTTP/1 connection */
     EDGE_REQUEST = 12                 /* HTTP/2 but not gRPC (curl, TLS): payload: body; extra: "METHOD path", and
-                                         behind a NUL each the token and the origin, if status says that there is one */
+                                         behind it, a NUL before each, names and values of the headers that mean
+                                         something: authorization, origin, grpc-timeout and some of grpc-metadata-* */
 };
 
 enum edge_protocol { EDGE_HTTP2 = 2, EDGE_HTTP1 = 1 };
@@ -64,8 +65,7 @@ enum edge_flag {
     EDGE_HAS_LEADER = 1,              /* metadata hasleader: true */
     EDGE_TOKEN = 2,                   /* extra is the value of token */
     EDGE_AUTHORIZATION = 4,           /* extra is the value of authorization, and there was no token */
-    EDGE_ORIGIN = 8,                  /* of EDGE_REQUEST: there was an origin */
-    EDGE_BAD_VERSION = 16             /* metadata client-api-version that isn't UTF-8 */
+    EDGE_BAD_VERSION = 8              /* metadata client-api-version that isn't UTF-8 */
 };
 
 enum edge_reason {

@@ -321,17 +321,31 @@ def test_json_over_http2_is_a_request(running: Service, papers: Papers) -> None:
     assert done.stdout == "GET /v3/kv/range?x=1||200"
     token = [*command, "-H", "Authorization: Bearer t", url]
     done = subprocess.run(token, capture_output=True, text=True, timeout=WAIT, env=clean)
-    assert done.stdout == "GET /v3/kv/range?x=1\0Bearer t||200"
+    assert done.stdout == "GET /v3/kv/range?x=1\0authorization\0Bearer t||200"
+    told = ["Grpc-Timeout: x", "Grpc-Metadata-Token: a", "grpc-metadata-hasleader: true", "Grpc-Metadata-Other: b"]
+    told += ["token: b", "Grpc-Metadata-Authorization: c"]
+    several = [word for line in told for word in ("-H", line)]
+    done = subprocess.run([*command, *several, url], capture_output=True, text=True, timeout=WAIT, env=clean)
+    assert done.stdout == (
+        "GET /v3/kv/range?x=1\0grpc-timeout\0x\0grpc-metadata-token\0a\0grpc-metadata-hasleader\0true"
+        "\0grpc-metadata-authorization\0c||200"
+    )
+    late = [*command, "-H", "Grpc-Timeout: 1n", url]
+    done = subprocess.run(late, capture_output=True, text=True, timeout=WAIT, env=clean)
+    assert done.stdout == "GET /v3/kv/range?x=1\0grpc-timeout\x001n||200", "it is told, and nothing else"
+    large = [word for name in "ab" for word in ("-H", f"Grpc-Metadata-Token: {name * 6000}")]
+    done = subprocess.run([*command, *large, url], capture_output=True, text=True, timeout=WAIT, env=clean)
+    assert done.stdout == "|200"
     page = [*command, "-H", "Origin: http://a:1", "-H", "Authorization: t", "-d", "headers", "-D", "-", url]
     done = subprocess.run(page, capture_output=True, text=True, timeout=WAIT, env=clean)
     head, _, body = done.stdout.partition("\n\n")
-    assert body == "POST /v3/kv/range?x=1\0t\0http://a:1|200"
+    assert body == "POST /v3/kv/range?x=1\0origin\0http://a:1\0authorization\0t|200"
     lines = head.splitlines()
     assert lines[:4] == ["HTTP/2 200 ", "content-type: text/plain", "one: 1", "three: 3 : 4"]
     assert 10 < lines.count("many: x") < 16, "there is an end to them"
     page[page.index("Origin: http://a:1")] = "Origin: " + "a" * 257
     done = subprocess.run(page, capture_output=True, text=True, timeout=WAIT, env=clean)
-    assert done.stdout.endswith("\n\nPOST /v3/kv/range?x=1\0t|200")
+    assert done.stdout.endswith("\n\nPOST /v3/kv/range?x=1\0authorization\0t|200")
     done = subprocess.run([*command, "-d", "stream", url], capture_output=True, text=True, timeout=WAIT, env=clean)
     assert done.stdout == "one two|200"
     command += ["--data-binary", "@-", url]

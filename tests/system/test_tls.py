@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPSConnection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -197,6 +197,34 @@ def test_json(place: Place) -> None:
     said = subprocess.run(["curl", *papers, *more, url], capture_output=True, text=True, timeout=WAIT, check=True)
     body, _, last = said.stdout.strip().rpartition("\n")
     assert (json.loads(body)["kvs"][0]["value"], last) == ("b24=", "2 200")
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_timeouts_of_json_are_the_same_over_both_versions_of_http(place: Place, version: str) -> None:
+    papers = ["--cacert", place.papers.ca_file, "--cert", place.client[0], "--key", place.client[1]]
+
+    def asked(path: str, body: object, timeout: str) -> tuple[str, list[Any]]:
+        """Status, and the JSON of each line."""
+        words = ["-sS", version, "--max-time", "20", "-w", "\n%{http_code}", "-H", f"Grpc-Timeout: {timeout}"]
+        url = f"https://127.0.0.1:{place.port}/v3/{path}"
+        done = subprocess.run(["curl", *papers, *words, "-d", json.dumps(body), url], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        *lines, status = done.stdout.split("\n")
+        return status, [json.loads(line) for line in lines if line]
+
+    get, watch = {"key": "anM="}, {"create_request": {"key": "anM="}}
+    for timeout in ("20S", "0n"):
+        status, (answer,) = asked("kv/range", get, timeout)
+        assert (status, "header" in answer) == ("200", True)
+    for path, body in (("kv/range", get), ("watch", watch)):
+        for timeout in ("x", "5"):
+            status, (answer,) = asked(path, body, timeout)
+            assert (status, answer["code"], answer["message"]) == ("400", 3, f"invalid grpc-timeout: {timeout}")
+    status, (answer,) = asked("kv/range", get, "-1S")
+    assert (status, answer["code"], answer["message"]) == ("504", 4, "context deadline exceeded")
+    status, (created, late) = asked("watch", watch, "700m")
+    assert (status, created["result"]["created"]) == ("200", True)
+    assert late["error"]["message"] == "context deadline exceeded"
 
 
 def test_alpn(place: Place) -> None:
