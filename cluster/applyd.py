@@ -543,6 +543,7 @@ class Applyd:
         board.durable_index.set(self._flushes.durable)
         board.revision.set(keyspace.revision)
         board.compact_revision.set(keyspace.compacted)
+        board.range_streams.set(len(self._ranges))
         for alarm in board.alarms:
             board.alarms[alarm].set(float(alarm in keyspace.alarms.raised))
         self._quota.tick()

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import sys
 from collections.abc import Sequence
 
-from cluster import log
+from cluster import doors, log
 from cluster.child import die_with_parent
 from cluster.config import NodeConfig
 from cluster.exits import Exit
@@ -31,6 +32,7 @@ def load(front: Edge, tls: Tls) -> None:
         tls.key,
         ca=tls.ca or None,
         crl=tls.crl or None,
+        hosts=tls.hosts or None,
         ciphers=tls.ciphers or None,
         version_min=tls.version_min,
         version_max=tls.version_max,
@@ -73,12 +75,16 @@ def make(tls: Tls, urls: Sequence[str]) -> None:
 def _alternative_names(urls: Sequence[str]) -> str:
     names: dict[str, None] = {}
     for url in urls:
+        if path := doors.path(url):  # by whose last part etcd's clients know a server behind a socket
+            if re.fullmatch(r"[A-Za-z0-9._-]+", os.path.basename(path)):
+                names[f"DNS:{os.path.basename(path)}"] = None
+            continue
         host = url.partition("://")[2].rpartition(":")[0].strip("[]")
         try:
             names[f"IP:{ipaddress.ip_address(host)}"] = None
         except ValueError:
             names[f"DNS:{host}"] = None
-    return ",".join(names)
+    return ",".join(names) or "DNS:localhost"
 
 
 def main(argv: Sequence[str]) -> int:

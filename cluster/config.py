@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from hashlib import sha1
 from typing import Any, NamedTuple
 
-from cluster import log
+from cluster import doors, log
 from cluster import tls as tls_settings
 from cluster.settings import SETTINGS, ConfigError
 from cluster.tls import Tls
@@ -143,7 +143,7 @@ def resolve(values: Mapping[str, str], run_dir: str = "") -> NodeConfig:
     wal_dir = os.path.abspath(get("wal-dir")) if get("wal-dir") else os.path.join(data_dir, "wal")
 
     listen = {key: _listen(key, get(key)) for key in _LISTEN_ONE}
-    listen_client = _listen_list("listen-client-urls", get("listen-client-urls"), tls=True)
+    listen_client = _listen_list("listen-client-urls", get("listen-client-urls"), clients=True)
     listen_metrics = _listen_list("listen-metrics-urls", get("listen-metrics-urls"))
     _distinct_listeners(listen, listen_client, listen_metrics)
 
@@ -178,7 +178,7 @@ def resolve(values: Mapping[str, str], run_dir: str = "") -> NodeConfig:
         gateway_processes=_between("gateway-processes", get, 1, 64),
         cors=_texts(get("cors")),
         host_whitelist=_texts(get("host-whitelist")),
-        tls=tls_settings.resolve(get, wanted=any(url.startswith("tls:") for url in listen_client), data_dir=data_dir),
+        tls=tls_settings.resolve(get, wanted=any(map(doors.encrypted, listen_client)), data_dir=data_dir),
         log_level=_choice("log-level", get, log.LEVELS),
     )
 
@@ -190,16 +190,28 @@ class _Url(NamedTuple):
     host: str  # as written, IPv6 in brackets
     port: int
     tls: bool
+    path: str = ""  # absolute: a socket in the file system, which is all there is to it
 
-    def tcp(self) -> str:
+    def text(self) -> str:
+        if self.path:
+            return f"{'unixs' if self.tls else 'unix'}://{self.path}"
         return f"{'tls' if self.tls else 'tcp'}://{self.host}:{self.port}"
 
 
-def _url(setting: str, text: str, *, tls: bool = False) -> _Url:
-    """`tls`: it may be https."""
+def _url(setting: str, text: str, *, clients: bool = False) -> _Url:
+    """`clients`: it is the gateway's, and may be https, unix or unixs."""
     scheme, separator, rest = text.strip().partition("://")
-    if not separator or scheme not in ("tcp", "http", *(("https",) if tls else ())):
-        hint = "; TLS is for --listen-client-urls and --advertise-client-urls alone" if scheme == "https" else ""
+    if scheme.startswith(("unix:", "unixs:")):  # unix:/path is the same
+        scheme, separator, rest = text.strip().partition(":")
+    if clients and scheme in ("unix", "unixs") and separator:
+        path = os.path.abspath(rest)
+        if not rest or rest.endswith("/") or len(os.fsencode(path)) > doors.PATH_BYTES_MAX:
+            raise ConfigError(f"--{setting} {text!r}: expected a file's path of at most {doors.PATH_BYTES_MAX} bytes")
+        return _Url("", 0, scheme == "unixs", path)
+    if not separator or scheme not in ("tcp", "http", *(("https",) if clients else ())):
+        hint = ""
+        if scheme in ("https", "unix", "unixs"):
+            hint = f"; {scheme} is for --listen-client-urls and --advertise-client-urls alone"
         raise ConfigError(f"--{setting} {text!r}: expected http://HOST:PORT or tcp://HOST:PORT{hint}")
     host, colon, port = rest.removesuffix("/").rpartition(":")
     if not colon or not host or set(host) & set("/?#@ ") or (":" in host and not host.startswith("[")):
@@ -209,8 +221,8 @@ def _url(setting: str, text: str, *, tls: bool = False) -> _Url:
     return _Url(host, int(port), scheme == "https")
 
 
-def _urls(setting: str, text: str, *, tls: bool = False) -> list[_Url]:
-    return [_url(setting, part, tls=tls) for part in text.split(",") if part.strip()]
+def _urls(setting: str, text: str, *, clients: bool = False) -> list[_Url]:
+    return [_url(setting, part, clients=clients) for part in text.split(",") if part.strip()]
 
 
 def _one(setting: str, text: str) -> _Url:
@@ -221,20 +233,22 @@ def _one(setting: str, text: str) -> _Url:
 
 
 def _listen(setting: str, text: str) -> str:
-    return _literal(setting, _one(setting, text)).tcp()
+    return _literal(setting, _one(setting, text)).text()
 
 
-def _listen_list(setting: str, text: str, *, tls: bool = False) -> tuple[str, ...]:
-    return tuple(_literal(setting, url).tcp() for url in _urls(setting, text, tls=tls))
+def _listen_list(setting: str, text: str, *, clients: bool = False) -> tuple[str, ...]:
+    return tuple(_literal(setting, url).text() for url in _urls(setting, text, clients=clients))
 
 
 def _literal(setting: str, url: _Url) -> _Url:
     """What to bind: a name could mean several addresses, or another one tomorrow (etcd asks for an IP as well)."""
+    if url.path:
+        return url
     host = "127.0.0.1" if url.host == "localhost" else url.host
     try:
         ipaddress.ip_address(host.strip("[]"))
     except ValueError:
-        raise ConfigError(f"--{setting} {url.tcp()}: expected an IP address or localhost to listen on") from None
+        raise ConfigError(f"--{setting} {url.text()}: expected an IP address or localhost to listen on") from None
     return url._replace(host=host)
 
 
@@ -261,22 +275,24 @@ def _advertise(setting: str, get: _Get, listen_setting: str) -> str:
             f"--{setting}: nobody can connect to {url.host}"
             + ("" if text else f", which --{listen_setting} says; set the address that others shall use")
         )
-    return url.tcp()
+    return url.text()
 
 
 def _advertise_clients(get: _Get, listen: tuple[str, ...]) -> tuple[str, ...]:
     """What etcd's clients are told: as set, else where the gateway listens."""
     text = get("advertise-client-urls")
-    urls = _urls("advertise-client-urls", text or ",".join(_for_clients(url) for url in listen), tls=True)
+    urls = _urls("advertise-client-urls", text or ",".join(_for_clients(url) for url in listen), clients=True)
     for url in urls:
         if url.host in ("0.0.0.0", "[::]"):
             why = "" if text else ", which --listen-client-urls says; set the address that others shall use"
             raise ConfigError(f"--advertise-client-urls: nobody can connect to {url.host}{why}")
-    return tuple(_for_clients(url.tcp()) for url in urls)
+    return tuple(_for_clients(url.text()) for url in urls)
 
 
 def _for_clients(url: str) -> str:
     """As etcd's clients expect to read it."""
+    if doors.path(url):
+        return url
     scheme, _, address = url.partition("://")
     return f"{'https' if scheme == 'tls' else 'http'}://{address}"
 
@@ -290,7 +306,7 @@ def _members(name: str, own: str, initial: str, token: str, values: Mapping[str,
         member, equals, text = part.strip().partition("=")
         if not equals or not member:
             raise ConfigError(f"--initial-cluster: expected NAME=URL,NAME=URL..., not {part.strip()!r}")
-        address = _url("initial-cluster", text).tcp()
+        address = _url("initial-cluster", text).text()
         if member in members:
             raise ConfigError(f"--initial-cluster names {member!r} twice; a member has one peer URL here")
         if address in owners:

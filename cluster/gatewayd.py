@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import zmq
 from google.protobuf.message import DecodeError, Message
 
-from cluster import clientcalls, log, metrics
+from cluster import clientcalls, doors, log, metrics
 from cluster.access import ALL, Access
 from cluster.config import NodeConfig
 from cluster.exits import Exit
@@ -366,7 +366,7 @@ class Gateway:
                     self.json.event(id, kind, b"")
             elif kind == edge.REQUEST:
                 end = at + length
-                self.json.request(id, data[end : end + extra].decode("latin-1"), data[at:end], status)
+                self.json.request(id, data[end : end + extra].decode("latin-1"), data[at:end])
 
     def _tell_json(self, id: int, kind: int) -> None:
         if self._json is not None:
@@ -636,14 +636,11 @@ def main(argv: Sequence[str]) -> int:
             more["now_and_then"] = certificates.Complaints(front).look
         except edge.TlsError as trouble:  # it was well when the node began (cluster/certificates.py), and will be again
             return process.fatal(1, f"TLS: {trouble}")
-    for url in config.listen_client:
-        scheme, _, address = url.partition("://")
-        host, _, port = address.rpartition(":")
-        try:
-            several = config.gateway_processes > 1
-            front.listen(host.strip("[]"), int(port), tls=scheme == "tls", reuse_port=several)
-        except OSError as error:
-            return process.fatal(Exit.USAGE, f"cannot listen on {url} (--listen-client-urls): {error.strerror}")
+    try:
+        first = name == config.gateways[0]
+        doors.open_all(front, config.listen_client, first=first, several=config.gateway_processes > 1)
+    except OSError as error:
+        return process.fatal(Exit.USAGE, f"cannot listen on {error.filename} (--listen-client-urls): {error.strerror}")
     link = GatewayLink(zmq.Context(), config, front.fileno())
     gateway = Gateway(
         front,
@@ -669,6 +666,8 @@ def main(argv: Sequence[str]) -> int:
         link.wait(stuck=True)
         gateway.turn()
     front.close()
+    if first:
+        doors.close_all(config.listen_client)
     return 0
 
 

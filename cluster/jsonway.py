@@ -382,12 +382,11 @@ class JsonWay:
             for gone in [one for one in self._over2 if one == id or (whole and one >> 32 == id >> 32)]:
                 self._over2.pop(gone).gone()
 
-    def request(self, id: int, head: str, body: bytes, flags: int) -> None:
-        """A request that came whole, by HTTP/2. head, flags: EDGE_REQUEST's."""
+    def request(self, id: int, head: str, body: bytes) -> None:
+        """A request that came whole, by HTTP/2. head: EDGE_REQUEST's."""
         line, *more = head.split("\0")
         method, _, target = line.partition(" ")
-        names = ((edge.TOKEN, "grpc-metadata-token"), (edge.AUTHORIZATION, "authorization"), (edge.ORIGIN, "origin"))
-        headers = dict(zip([name for flag, name in names if flags & flag], more, strict=True))
+        headers = dict(zip(more[::2], more[1::2], strict=True))
         exchange = _Over2(self.gateway, id, self._access.cors(headers), lambda: self._over2.pop(id, None))
         taker = self._over2[id] = self.route(Request(method, target, headers, True), exchange)
         taker.data(body)

@@ -268,6 +268,7 @@ class ApplyBoard(Board):
         self.slow_read_indexes = self.counter(
             "etcd_server_slow_read_indexes_total", "Read index rounds that timed out."
         )
+        self.range_streams = self.gauge("kvorum_apply_range_streams", "Ranges in parts (RangeStream) that are open.")
         self.received_bytes = self.counter("kvorum_client_received_bytes_total", "Bytes from native clients.")
         self.sent_bytes = self.counter("kvorum_client_sent_bytes_total", "Bytes to native clients.")
         self.replies_dropped = self.counter(

@@ -130,7 +130,7 @@ class Outbox:
 
     def _settle(self, identity: bytes, slow: _Slow) -> None:
         if not slow.kept and not slow.waiting and not slow.scanning:
-            del self._slow[identity]
+            self._slow.pop(identity, None)
 
     def _forget(self, identity: bytes) -> None:
         slow = self._slow.pop(identity, None)
@@ -175,7 +175,10 @@ class Outbox:
                 self._waiting -= 1
                 self._waiting_bytes -= len(payload)
                 yield caller, payload
-                again.append(identity)
+                if slow.waiting:
+                    again.append(identity)
+                else:  # a read that is told in parts has no answer yet, with which it would be settled
+                    self._settle(identity, slow)
             ready = again
 
     def begin_scan(self, identity: bytes) -> None:

@@ -9,11 +9,12 @@ for as long as it likes; what it needs may be compacted meanwhile, and then it e
 
 One part is made at a time, over all streams, one slice of work (storage.reads) a turn, and only for a client that takes
 what it has: so what all of it holds is one part and what the outbox keeps. A client that wants no more for now says so
-(the gateway, when the reader of its own stream is slow), or doesn't read.
+(the gateway, when the reader of its own stream is slow), or doesn't read, or has said before how many parts it takes.
 """
 
 from __future__ import annotations
 
+import struct
 from collections import deque
 from typing import Protocol
 
@@ -34,6 +35,8 @@ REQUESTS_BYTES_MAX = 64 << 20
 """What the requests of all streams take."""
 PROBE_TICKS = 100
 """Whoever has paused streams is sent an empty frame that often: it may be gone."""
+_PARTS = struct.Struct("<I")
+"""In a stream-resume: so many more."""
 
 
 class Host(Protocol):
@@ -55,17 +58,22 @@ class Host(Protocol):
 
 
 class _Stream:
-    __slots__ = ("caller", "count", "left", "page", "paused", "request", "revision", "size", "tail", "work")
+    __slots__ = ("caller", "count", "held", "left", "page", "request", "revision", "size", "tail", "window", "work")
 
     def __init__(self, caller: Caller, request: pb.RangeRequest, size: int) -> None:
         self.caller, self.request, self.size = caller, request, size
         self.left = request.limit if request.limit > 0 else 1 << 63
         self.revision = 0  # that the header will tell
         self.count = 0  # keys told
-        self.paused = False
+        self.held = False  # by stream-pause
+        self.window: int | None = None  # parts that may still be sent, if the client has said how many
         self.page = Page()
         self.work: Scan | None = None
         self.tail: bytes | None = None  # the last part, while what the limit cuts off is counted
+
+    @property
+    def paused(self) -> bool:
+        return self.held or self.window == 0
 
 
 class RangeStreams:
@@ -102,7 +110,11 @@ class RangeStreams:
         elif kind == Kind.STREAM_CLOSE:
             self.drop(caller)
         else:
-            stream.paused = kind == Kind.STREAM_PAUSE
+            stream.held = kind == Kind.STREAM_PAUSE
+            if payload:
+                if kind != Kind.STREAM_RESUME or len(payload) != _PARTS.size:
+                    raise errors.Malformed
+                stream.window = (stream.window or 0) + _PARTS.unpack(payload)[0]
             if stream.paused:
                 self._not_ready(stream)
             elif stream.revision and stream is not self._working and stream not in self._ready:
@@ -231,6 +243,8 @@ class RangeStreams:
         self._close(stream, 0, b"")
 
     def _send(self, stream: _Stream, response: bytes) -> None:
+        if stream.window is not None:
+            stream.window -= 1
         self._put(stream, Kind.STREAM_MESSAGE, 0, codec.field(b"\x0a", response))
 
     def _close(self, stream: _Stream, status: int, text: bytes) -> None:

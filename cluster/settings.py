@@ -46,7 +46,7 @@ SETTINGS: tuple[Setting, ...] = (
         "listen-client-urls",
         f"http://localhost:{GATEWAY_PORT}",
         "URLS",
-        "where programs that speak etcd's API come in, http or https; empty: nowhere",
+        "where programs that speak etcd's API come in: http, https, unix, unixs; empty: nowhere",
     ),
     Setting("listen-native-url", f"tcp://localhost:{NATIVE_PORT}", "URL", "where kvorum clients call"),
     Setting("listen-watch-url", f"tcp://localhost:{WATCH_PORT}", "URL", "where kvorum clients watch"),
@@ -82,6 +82,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("trusted-ca-file", "", "FILE", "clients must show a certificate that a CA in this file (PEM) signed"),
     Setting("client-cert-auth", "false", "BOOL", "the same; it is so with --trusted-ca-file in any case", truth=True),
     Setting("client-crl-file", "", "FILE", "client certificates that are revoked (PEM)"),
+    Setting(
+        "client-cert-allowed-hostname", "", "NAMES", "names or addresses, one of which a client's certificate is for"
+    ),
     Setting(
         "auto-tls", "false", "BOOL", "make a certificate that signs itself, if there is no --cert-file", truth=True
     ),

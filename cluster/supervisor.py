@@ -22,7 +22,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 
-from cluster import log, metrics
+from cluster import doors, log, metrics
 from cluster.config import QUOTA_BYTES_MAX, NodeConfig
 from cluster.datadir import DataDir, Refused
 from cluster.exits import FINAL, Exit, describe
@@ -174,12 +174,6 @@ def _await_predecessors(data: DataDir) -> None:
                 break  # who starts the child will see, and say so
 
 
-def _address(url: str) -> tuple[int, tuple[str, int]]:
-    host, _, port = url.partition("://")[2].rpartition(":")
-    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
-    return family, (host.strip("[]"), int(port))
-
-
 def _refuse_taken_addresses(config: NodeConfig) -> None:
     """Raises OSError, with a text for people, if an address this node will listen on is not to be had."""
     for setting, url in (
@@ -189,17 +183,14 @@ def _refuse_taken_addresses(config: NodeConfig) -> None:
         *(("listen-metrics-urls", url) for url in config.listen_metrics),
         *(("listen-client-urls", url) for url in config.listen_client),
     ):
-        family, address = _address(url)
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(address)
-            except OSError as error:
-                raise OSError(f"cannot listen on {url} (--{setting}): {error.strerror}") from error
+        try:
+            doors.try_it(url)
+        except OSError as error:
+            raise OSError(f"cannot listen on {url} (--{setting}): {error.strerror}") from error
 
 
 def _listens(url: str) -> bool:
-    family, address = _address(url)
+    family, address = doors.address(url)
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.settimeout(0.2)
         return probe.connect_ex(address) == 0

@@ -1,8 +1,9 @@
 """TLS of the gateway: what etcd's settings for it mean together.
 
-    https in --listen-client-urls ──▶ --cert-file and --key-file, or --auto-tls
+    https, unixs in --listen-client-urls ──▶ --cert-file and --key-file, or --auto-tls
     --trusted-ca-file             ──▶ clients must show a certificate that it signed; as with etcd it takes no more
     --client-crl-file             ──▶ and not one of these
+    --client-cert-allowed-hostname ─▶ and one for one of these names or addresses
 
 Only what is in the settings is judged here. What is in the files is looked at before the node starts
 (cluster/certificates.py), and read again by the edge whenever a file changes.
@@ -10,7 +11,9 @@ Only what is in the settings is judged here. What is in the files is looked at b
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -47,6 +50,7 @@ class Tls(NamedTuple):
     key: str
     ca: str
     crl: str
+    hosts: str
     ciphers: str
     version_min: int
     version_max: int
@@ -66,6 +70,9 @@ def resolve(get: Callable[[str], str], *, wanted: bool, data_dir: str) -> Tls | 
         raise ConfigError("--client-cert-auth needs --trusted-ca-file: clients' certificates are judged by it")
     if crl and not ca:
         raise ConfigError("--client-crl-file needs --trusted-ca-file: without it clients show no certificate")
+    hosts = _hosts(get)
+    if hosts and not ca:
+        raise ConfigError("--client-cert-allowed-hostname needs --trusted-ca-file: else clients show no certificate")
     ciphers, version_min, version_max = (
         _ciphers(get),
         _version("tls-min-version", get),
@@ -81,7 +88,7 @@ def resolve(get: Callable[[str], str], *, wanted: bool, data_dir: str) -> Tls | 
         version_min = 13
     if not wanted:
         if certificate or ca or automatic:
-            raise ConfigError("TLS is configured, but no URL of --listen-client-urls begins with https://")
+            raise ConfigError("TLS is configured, but no URL of --listen-client-urls begins with https:// or unixs://")
         return None
     years = 0
     if not certificate:
@@ -89,7 +96,7 @@ def resolve(get: Callable[[str], str], *, wanted: bool, data_dir: str) -> Tls | 
             raise ConfigError("--cert-file and --key-file, or --auto-tls, are needed for https in --listen-client-urls")
         years = _years(get)
         certificate, key = (os.path.join(data_dir, "fixtures", "client", name) for name in ("cert.pem", "key.pem"))
-    return Tls(certificate, key, ca, crl, ciphers, version_min, version_max, years)
+    return Tls(certificate, key, ca, crl, hosts, ciphers, version_min, version_max, years)
 
 
 def truth(setting: str, get: Callable[[str], str]) -> bool:
@@ -117,6 +124,19 @@ def _ciphers(get: Callable[[str], str]) -> str:
         elif name not in _NOT_TO_BE_CHOSEN:
             raise ConfigError(f"--cipher-suites: {name!r} is none of {', '.join((*_OPENSSL, *_NOT_TO_BE_CHOSEN))}")
     return ":".join(chosen)
+
+
+def _hosts(get: Callable[[str], str]) -> str:
+    found = []
+    for text in filter(None, (part.strip() for part in get("client-cert-allowed-hostname").split(","))):
+        host = text.removesuffix(".")
+        try:
+            host = str(ipaddress.ip_address(text.strip("[]")))
+        except ValueError:
+            if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", host) or len(host) > 253:
+                raise ConfigError(f"--client-cert-allowed-hostname: {text!r} is no host's name or address") from None
+        found.append(host)
+    return ",".join(found)
 
 
 def _years(get: Callable[[str], str]) -> int:

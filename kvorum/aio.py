@@ -14,12 +14,14 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from contextlib import aclosing
 from random import Random
 from typing import Any, BinaryIO, Concatenate, Generic, ParamSpec, TypeVar, Unpack
 
 from kvorum import endpoints as endpoints_
-from kvorum import errors, verbs
+from kvorum import errors, results, verbs
+from kvorum import etcd_pb2 as pb
 from kvorum.aiolease import Keeper, Lease
 from kvorum.core import DIAL_SECONDS, Call, Core
 from kvorum.core import Session as CallSession
@@ -27,8 +29,9 @@ from kvorum.errors import KvorumError
 from kvorum.link import Core as AnyCore
 from kvorum.link import Lines, ListeningLines
 from kvorum.link import Session as AnySession
-from kvorum.results import Event, WatchResponse
+from kvorum.results import Event, KVMetadata, WatchResponse
 from kvorum.snapshots import Taking
+from kvorum.streaming import Stream
 from kvorum.sync import TIMEOUT_SECONDS, positive
 from kvorum.txn import Key, Transactions, Txn, prefix_range
 from kvorum.verbs import Ask
@@ -47,6 +50,30 @@ RELEARN_SECONDS = 1.0
 def _verb(verb: Callable[P, Ask[T]]) -> Callable[Concatenate[Client, P], Coroutine[Any, Any, T]]:
     def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
         return self.ask(verb(*args, **kwargs))
+
+    functools.update_wrapper(method, verb)
+    return method
+
+
+def _parts(verb: Callable[P, Ask[T]]) -> Callable[Concatenate[Client, P], AsyncGenerator[T, None]]:
+    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[T, None]:
+        return self.read_stream(verb(*args, **kwargs))
+
+    functools.update_wrapper(method, verb)
+    return method
+
+
+def _pairs(
+    verb: Callable[P, Ask[pb.RangeResponse]],
+) -> Callable[Concatenate[Client, P], AsyncGenerator[tuple[bytes, KVMetadata], None]]:
+    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[tuple[bytes, KVMetadata], None]:
+        return pairs(self.read_stream(verb(*args, **kwargs)))
+
+    async def pairs(parts: AsyncGenerator[pb.RangeResponse, None]) -> AsyncGenerator[tuple[bytes, KVMetadata], None]:
+        async with aclosing(parts):
+            async for part in parts:
+                for pair in results.pairs(part):
+                    yield pair
 
     functools.update_wrapper(method, verb)
     return method
@@ -149,13 +176,17 @@ class Client:
 
     async def ask(self, ask: Ask[T]) -> T:
         """Send any verb's Ask and wait for its answer."""
+        return verbs.read(ask, await self._answer(ask, ask.again))
+
+    async def _answer(self, ask: Ask[T], again: bool, stream: Stream | None = None) -> bytes:
         if self._closed:
             raise RuntimeError("this client is closed")
         loop = self._runner.loop()
         now = loop.time()
         timeout = self.timeout if ask.timeout is None else positive(ask.timeout)
         future: asyncio.Future[None] = loop.create_future()
-        call = Call(ask.method, ask.request, now + timeout, functools.partial(_settle, future), again=ask.again)
+        settle = functools.partial(_settle, future)
+        call = Call(ask.method, ask.request, now + timeout, settle, again=again, stream=stream)
         self._core.submit(call, now)
         self._runner.soon()
         try:
@@ -165,7 +196,22 @@ class Client:
             raise
         if call.error is not None:
             raise call.error
-        return verbs.read(ask, call.reply)
+        return call.reply
+
+    async def read_stream(self, ask: Ask[T]) -> AsyncGenerator[T, None]:
+        """Send the Ask of a verb that is answered in parts, and read these."""
+        stream, first = Stream(), True
+        try:
+            while True:
+                part = await self._answer(ask, first, stream)
+                if stream.ended:
+                    return
+                yield verbs.read(ask, part)
+                first = False
+        finally:
+            if not (stream.over or self._closed):
+                self._core.close_stream(stream)
+                self._runner.soon()
 
     get = _verb(verbs.get)
     get_response = _verb(verbs.get_response)
@@ -175,6 +221,10 @@ class Client:
     get_range_response = _verb(verbs.get_range_response)
     get_all = _verb(verbs.get_all)
     get_all_response = _verb(verbs.get_all_response)
+    stream = _parts(verbs.stream)
+    stream_range = _pairs(verbs.stream_range)
+    stream_prefix = _pairs(verbs.stream_prefix)
+    stream_all = _pairs(verbs.stream_all)
     put = _verb(verbs.put)
     put_if_not_exists = _verb(verbs.put_if_not_exists)
     replace = _verb(verbs.replace)

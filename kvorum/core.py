@@ -12,6 +12,9 @@ ConnectionLost or with DeadlineExceeded, the last two Ambiguous. What did not le
 time runs out first it ends as Unreachable: certainly not done. Reads may always be asked again, and are, until their
 deadline.
 
+A range that comes in parts has a *stream* (kvorum.streaming), and a call for each part: the first opens it, each waits
+in the pending table under the stream's id, and what comes while none waits is held.
+
 A *session* is one connection: dialing ──▶ greeting (Hello) ──▶ ready ──▶ retired ──▶ gone. New calls go to the current
 session only. A node that answers but cannot serve (no leader, timed out), or that lets deadlines pass, is
 *retired* if there is another endpoint: it gets no new calls, its pending calls keep waiting for their answers.
@@ -35,6 +38,7 @@ from kvorum import errors
 from kvorum import etcd_pb2 as pb
 from kvorum.endpoints import Endpoints, usable
 from kvorum.errors import Code, KvorumError
+from kvorum.streaming import Stream, Streams
 from kvorum.wire import BATCH_BYTES_MAX, HEADER, PROTOCOL, Kind, Method
 
 if TYPE_CHECKING:
@@ -52,6 +56,7 @@ PATIENCE_SECONDS, PATIENCE_CALLS = 1.0, 3
 
 _REPLY = int(Kind.REPLY)
 _CALL = int(Kind.CALL)
+_OPEN = int(Kind.STREAM_OPEN)
 
 
 class Call:
@@ -64,11 +69,13 @@ class Call:
         "error",
         "finished",
         "id",
+        "kind",
         "method",
         "notify",
         "parked",
         "payload",
         "reply",
+        "stream",
         "tries",
     )
 
@@ -80,13 +87,17 @@ class Call:
         notify: Callable[[Call], None] | None = None,
         *,
         again: bool = False,
+        stream: Stream | None = None,
     ) -> None:
-        """`again`: the request changes nothing, so it may be sent twice. `notify` is the shell's to call."""
+        """`again`: the request changes nothing, so it may be sent twice. `notify` is the shell's to call. `stream`: it
+        is for the next part of this one, and `again` if it is the first."""
         self.method = method
         self.payload = payload
         self.deadline = deadline
         self.notify = notify
         self.again = again
+        self.stream = stream
+        self.kind = _CALL if stream is None else _OPEN
         self.id = 0
         self.begun = 0.0
         self.tries = 0
@@ -153,6 +164,7 @@ class Core:
         self._sweep_at = NEVER  # no call's deadline is earlier
         self._retired: list[Session] = []
         self._again: list[tuple[float, Call]] = []
+        self._streams = Streams()
 
     # ---- the caller's side
 
@@ -172,7 +184,15 @@ class Core:
             self._finish(call, errors.RequestTooLarge())
             return
         call.begun = now
-        self.outbox.append(call)
+        stream = call.stream
+        if stream is None or not (stream.id or stream.parts or stream.over):
+            self.outbox.append(call)
+        elif stream.parts or stream.over:
+            self._give(call, stream)
+            return
+        else:
+            assert self.current is not None
+            self.current.pending[stream.id] = call
         if call.deadline < self._sweep_at:
             self._sweep_at = call.deadline
             if call.deadline < self.wake_at:
@@ -190,6 +210,12 @@ class Core:
         if not call.finished:
             call.error = errors.Ambiguous("kvorum: given up before the answer came", Code.CANCELLED)
             call.finished = True
+
+    def close_stream(self, stream: Stream) -> None:
+        """Nobody reads it any more, nor waits for it: a call for it that is under way has been forgotten."""
+        if stream.id and self.current is not None:
+            self.current.pending.pop(stream.id, None)
+        self._streams.close(stream)
 
     def end(self, now: float, trouble: str) -> None:
         """The client is being closed: finish every call, close every session."""
@@ -299,7 +325,7 @@ class Core:
         if session.phase is not Phase.READY:
             return self._greet(session)
         outbox = self.outbox
-        parts: list[bytes] = []
+        parts, self._streams.controls = self._streams.controls, []
         pending, pack, size, id = session.pending, HEADER.pack, 0, self._next_id
         while outbox:
             call = outbox[0]
@@ -315,7 +341,9 @@ class Core:
             id += 1
             call.id = id
             pending[id] = call
-            parts += (pack(length, call.method, _CALL, 0, id), payload)
+            parts += (pack(length, call.method, call.kind, 0, id), payload)
+            if call.stream is not None:
+                parts.append(self._streams.opened(call.stream, id))
         self._next_id = id
         return b"".join(parts)
 
@@ -328,8 +356,14 @@ class Core:
             return
         at, calls = 0, []
         while at < len(batch):
-            length, _, _, _, id = HEADER.unpack_from(batch, at)
-            calls.append(session.pending.pop(id))
+            length, _, kind, _, id = HEADER.unpack_from(batch, at)
+            if kind in (_CALL, _OPEN):
+                call = session.pending.pop(id)
+                calls.append(call)
+                if call.stream is not None:
+                    self._streams.unopened(call.stream)
+            elif kind == Kind.STREAM_CLOSE or self._streams[id] is not None:
+                self._streams.controls.append(batch[at : at + 16 + length])
             at += 16 + length
         self.outbox.extendleft(reversed(calls))
 
@@ -345,11 +379,15 @@ class Core:
                 length, method, kind, status, id = unpack(batch, at)
                 at += 16
                 end = at + length
-                if end > size or kind != _REPLY:
+                if end > size:
                     raise struct.error
+                if kind != _REPLY:
+                    self._streamed(session, (method, kind, status, id), batch[at:end], now)
+                    at = end
+                    continue
                 call = pending.pop(id, None)
                 if call is not None:
-                    if call.method != method:
+                    if call.method != method or call.stream is not None:
                         pending[id] = call
                         raise struct.error
                     session.strikes = 0
@@ -357,6 +395,7 @@ class Core:
                         pass
                     elif status == 0:
                         call.reply = batch[at:end]
+                        call.error = None  # another node's no, before it was asked again
                         call.finished = True
                         finished.append(call)
                     else:
@@ -372,6 +411,61 @@ class Core:
             return
         if session.phase is Phase.RETIRED:
             self._close_if_done(session)
+
+    # ---- streams
+
+    def _streamed(self, session: Session, head: tuple[int, int, int, int], payload: bytes, now: float) -> None:
+        """A record of a stream came in. What is of none that is open is dropped: nobody reads it any more.
+
+        Raises:
+          struct.error: nodes don't send such.
+        """
+        method, kind, status, id = head
+        if method != Method.RANGE_STREAM or kind not in (Kind.STREAM_MESSAGE, Kind.STREAM_CLOSE):
+            raise struct.error
+        stream = self._streams[id]
+        if stream is None or session is not self.current:
+            return
+        call = session.pending.pop(id, None)
+        if call is not None and call.finished:  # forgotten
+            call = None
+        session.strikes = 0
+        if kind == Kind.STREAM_MESSAGE:
+            stream.parts.append(payload)
+        elif not status:
+            self._streams.closed(stream, None)
+        elif call is not None:
+            self._streams.unopened(stream)
+            self._answered_no(session, call, status, payload, now)
+            return
+        else:
+            self._streams.closed(stream, errors.from_wire(status, payload.decode("utf-8", "replace")))
+        if call is not None:
+            self._give(call, stream)
+
+    def _give(self, call: Call, stream: Stream) -> None:
+        """What is next in the stream, to the call that waits for it."""
+        if stream.parts:
+            call.reply, call.error = self._streams.read(stream), None
+        else:
+            call.error, stream.ended = stream.error, True
+        call.finished = True
+        self.finished.append(call)
+
+    def _cut_streams(self, session: Session, trouble: str) -> None:
+        """The session is not the current one any more."""
+        self._streams.controls.clear()
+        for stream in self._streams.opens():
+            call = session.pending.get(stream.id)
+            if call is not None and call.again and not call.finished:
+                del session.pending[stream.id]
+                self.outbox.append(call)
+                self._streams.unopened(stream)
+                continue
+            session.pending.pop(stream.id, None)
+            self._streams.closed(stream, errors.Unavailable(f"kvorum: the range broke off: {trouble}"))
+            if call is not None and not call.finished:
+                self._give(call, stream)
 
     # ---- Hello
 
@@ -439,6 +533,7 @@ class Core:
         self.endpoints.failed(session.endpoint, now, trouble)
         if self.endpoints.others(session.endpoint, now):
             session.phase = Phase.RETIRED
+            self._cut_streams(session, trouble)
             self.current = None
             self._retired.append(session)
             self._close_if_done(session)
@@ -455,6 +550,7 @@ class Core:
             self._retired.remove(session)
         else:
             assert session is self.current
+            self._cut_streams(session, trouble)
             self.current = None
             self.endpoints.failed(session.endpoint, now, trouble, refusal)
         session.phase = Phase.GONE

@@ -41,6 +41,8 @@ class KvorumError(Exception):
 
     code: Code = Code.UNKNOWN
     text: str = "etcdserver: unknown error"
+    response: object = None
+    """The message that said so, where there was more than a text: the WatchResponse that ended a watch."""
 
     def __init__(self, text: str | None = None, code: Code | None = None) -> None:
         if text is not None:

@@ -21,21 +21,22 @@ import os
 import select
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from random import Random
 from time import monotonic
 from typing import BinaryIO, Concatenate, ParamSpec, TypeVar
 
 from kvorum import endpoints as endpoints_
-from kvorum import errors, verbs
+from kvorum import errors, results, verbs
 from kvorum import etcd_pb2 as pb
 from kvorum.core import DIAL_SECONDS, Call, Core, Session
 from kvorum.lease import Keeper, Lease
 from kvorum.link import Lines
 from kvorum.nudge import Nudge
 from kvorum.pipeline import Pipeline
-from kvorum.results import Member
+from kvorum.results import KVMetadata, Member
 from kvorum.snapshots import Taking
+from kvorum.streaming import Stream
 from kvorum.txn import Transactions, Txn
 from kvorum.verbs import Ask
 from kvorum.watcher import Watcher
@@ -56,6 +57,25 @@ SUBMITTED_MAX = 100_000
 def _verb(verb: Callable[P, Ask[T]]) -> Callable[Concatenate[Client, P], T]:
     def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return self.ask(verb(*args, **kwargs))
+
+    functools.update_wrapper(method, verb)
+    return method
+
+
+def _parts(verb: Callable[P, Ask[T]]) -> Callable[Concatenate[Client, P], Iterator[T]]:
+    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        return self.read_stream(verb(*args, **kwargs))
+
+    functools.update_wrapper(method, verb)
+    return method
+
+
+def _pairs(
+    verb: Callable[P, Ask[pb.RangeResponse]],
+) -> Callable[Concatenate[Client, P], Iterator[tuple[bytes, KVMetadata]]]:
+    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[tuple[bytes, KVMetadata]]:
+        parts = self.read_stream(verb(*args, **kwargs))
+        return (pair for part in parts for pair in results.pairs(part))
 
     functools.update_wrapper(method, verb)
     return method
@@ -99,6 +119,7 @@ class Client(Watches):
         self._poll.register(self._nudge.fd, select.POLLIN)
         self._baton = threading.Lock()
         self._inbox: deque[Call] = deque()
+        self._abandoned: deque[Stream] = deque()  # by their readers, for whoever holds the baton
         self._parked: dict[Call, None] = {}  # insertion order: whoever waits longest is promoted first
         self._sleeping = False
         self._delivering = 0  # the thread that runs a callback now
@@ -133,6 +154,10 @@ class Client(Watches):
     get_range_response = _verb(verbs.get_range_response)
     get_all = _verb(verbs.get_all)
     get_all_response = _verb(verbs.get_all_response)
+    stream = _parts(verbs.stream)
+    stream_range = _pairs(verbs.stream_range)
+    stream_prefix = _pairs(verbs.stream_prefix)
+    stream_all = _pairs(verbs.stream_all)
     put = _verb(verbs.put)
     put_if_not_exists = _verb(verbs.put_if_not_exists)
     replace = _verb(verbs.replace)
@@ -188,6 +213,28 @@ class Client(Watches):
             if self._keeper is None:
                 self._keeper = Keeper(self)
         return self._keeper.grant(ttl, lease_id, on_lost, timeout)
+
+    def read_stream(self, ask: Ask[T]) -> Iterator[T]:
+        """Send the Ask of a verb that is answered in parts, and read these."""
+        timeout = self.timeout if ask.timeout is None else positive(ask.timeout)
+        stream, first = Stream(), True
+        try:
+            while True:
+                if self._closed:
+                    raise RuntimeError("this client is closed")
+                call = Call(ask.method, ask.request, monotonic() + timeout, again=first, stream=stream)
+                self._inbox.append(call)
+                self.wait(call)
+                if call.error is not None:
+                    raise call.error
+                if stream.ended:
+                    return
+                yield verbs.read(ask, call.reply)
+                first = False
+        finally:
+            if not (stream.over or self._closed or self._pid != os.getpid()):
+                self._abandoned.append(stream)
+                self.drive()  # if somebody else has the baton, he does
 
     def snapshot(self, file: BinaryIO) -> int:
         """Write all keys, their history and the leases of the connected node into `file`, as a snapshot for etcd's
@@ -370,6 +417,8 @@ class Client(Watches):
         now = monotonic()
         while inbox:
             core.submit(inbox.popleft(), now)
+        while self._abandoned:
+            core.close_stream(self._abandoned.popleft())
         if self._closed:
             core.end(now, "the client was closed")
         else:

@@ -109,6 +109,49 @@ def get_all_response(**options: Unpack[Options]) -> Ask[pb.RangeResponse]:
     return _range(b"\0", b"\0", options, pb.RangeResponse.FromString)
 
 
+def stream(request: pb.RangeRequest, *, timeout: float | None = None) -> Ask[pb.RangeResponse]:
+    """A range of any size, in parts as the node sends them; all are of one revision. Each is a RangeResponse: the next
+    keys, in order. `header`, `more` and `count` are in the last alone; the first comes soon and has few keys.
+
+    An iterator. Little is held here, and less at the node, however slowly it is read. Whoever stops before its end says
+    close() to it, or lets go of it.
+
+    Args:
+      timeout: seconds to wait for each part.
+    Raises:
+      Refused: another order than by key is asked for, or a bound of revisions.
+      Compacted: also in the middle, if the revision it is of is compacted meanwhile.
+      Unavailable: also in the middle, if the connected node goes away.
+    """
+    return Ask(Method.RANGE_STREAM, request.SerializeToString(), _part, True, timeout)
+
+
+def _part(part: bytes) -> pb.RangeResponse:
+    return pb.RangeStreamResponse.FromString(part).range_response
+
+
+def stream_range(start: Key, end: Key, **options: Unpack[Options]) -> Ask[pb.RangeResponse]:
+    """(value, KVMetadata) of every key in [start, end), like get_range(), but one after the other while they come: see
+    stream(). Only the last part's KVMetadata have a response_header.
+    """
+    return _streamed(start, end, options)
+
+
+def stream_prefix(prefix: Key, **options: Unpack[Options]) -> Ask[pb.RangeResponse]:
+    """Like stream_range(), of every key that starts with `prefix`."""
+    return _streamed(*txn.prefix_range(prefix), options)
+
+
+def stream_all(**options: Unpack[Options]) -> Ask[pb.RangeResponse]:
+    """Like stream_range(), of every key there is."""
+    return _streamed(b"\0", b"\0", options)
+
+
+def _streamed(key: Key, end: Key, options: Options) -> Ask[pb.RangeResponse]:
+    timeout = options.pop("timeout", None)
+    return stream(txn.range_request(key, end, **cast(RangeOptions, options)), timeout=timeout)
+
+
 def put(
     key: Key,
     value: Key,

@@ -524,6 +524,12 @@ class WatchCore:
 
 def _why(response: pb.WatchResponse) -> KvorumError:
     """Why a node has ended a watch: clientv3 reads the same fields."""
+    why = _reason(response)
+    why.response = response
+    return why
+
+
+def _reason(response: pb.WatchResponse) -> KvorumError:
     if response.compact_revision or response.cancel_reason == errors.Compacted.text:
         compacted = errors.Compacted()
         compacted.compact_revision = response.compact_revision

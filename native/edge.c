@@ -137,24 +137,34 @@ static int port_of(int socket) {
     return ntohs(name.any.sa_family == AF_INET ? name.four.sin_port : name.six.sin6_port);
 }
 
+static bool may_listen(const struct edge *e, int tls) {
+    return e->listener_count < EDGE_LISTENERS_MAX && !e->draining && (!tls || e->tls.context);
+}
+
+int edge_listen_on(struct edge *e, int socket, int tls) {
+    struct edge_listener *l = &e->listeners[e->listener_count];
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = l};
+    int error = EINVAL;
+    if (may_listen(e, tls)) {
+        *l = (struct edge_listener){{EDGE_LISTENER}, socket, tls};
+        if (!epoll_ctl(e->epoll, EPOLL_CTL_ADD, socket, &event)) {
+            e->listener_count++;
+            return 0;
+        }
+        error = errno;
+    }
+    close(socket);
+    errno = error;
+    return -1;
+}
+
 int edge_listen(struct edge *e, const char *address, int port, int reuse_port, int tls) {
-    if (e->listener_count == EDGE_LISTENERS_MAX || e->draining || (tls && !e->tls.context) || port < 0 || port > 65535) {
+    if (!may_listen(e, tls) || port < 0 || port > 65535) {
         errno = EINVAL;
         return -1;
     }
     int s = open_listener(address, port, reuse_port);
-    if (s < 0) return -1;
-    struct edge_listener *l = &e->listeners[e->listener_count];
-    *l = (struct edge_listener){{EDGE_LISTENER}, s, tls};
-    struct epoll_event event = {.events = EPOLLIN, .data.ptr = l};
-    if (epoll_ctl(e->epoll, EPOLL_CTL_ADD, s, &event)) {
-        int error = errno;
-        close(s);
-        errno = error;
-        return -1;
-    }
-    e->listener_count++;
-    return port_of(s);
+    return s < 0 || edge_listen_on(e, s, tls) ? -1 : port_of(s);
 }
 
 int edge_adopt(struct edge *e, int socket, int tls) {

@@ -55,7 +55,8 @@ enum edge_event_kind {
     EDGE_WRITABLE = 10,               /* and now it has gone */
     EDGE_BYTES = 11,                  /* of an HTTP/1 connection */
     EDGE_REQUEST = 12                 /* HTTP/2 but not gRPC (curl, TLS): payload: body; extra: "METHOD path", and
-                                         behind a NUL each the token and the origin, if status says that there is one */
+                                         behind it, a NUL before each, names and values of the headers that mean
+                                         something: authorization, origin, grpc-timeout and some of grpc-metadata-* */
 };
 
 enum edge_protocol { EDGE_HTTP2 = 2, EDGE_HTTP1 = 1 };
@@ -64,8 +65,7 @@ enum edge_flag {
     EDGE_HAS_LEADER = 1,              /* metadata hasleader: true */
     EDGE_TOKEN = 2,                   /* extra is the value of token */
     EDGE_AUTHORIZATION = 4,           /* extra is the value of authorization, and there was no token */
-    EDGE_ORIGIN = 8,                  /* of EDGE_REQUEST: there was an origin */
-    EDGE_BAD_VERSION = 16             /* metadata client-api-version that isn't UTF-8 */
+    EDGE_BAD_VERSION = 8              /* metadata client-api-version that isn't UTF-8 */
 };
 
 enum edge_reason {
@@ -149,6 +149,7 @@ struct edge_tls_config {
     const char *certificate, *key;    /* PEM files: a chain, and the key of its first */
     const char *ca;                   /* PEM: clients must show a certificate that it signed; NULL: they needn't */
     const char *crl;                  /* PEM: certificates that it revoked, with `ca`; NULL: none */
+    const char *hosts;                /* with `ca`, and commas: their certificate is for one of these; NULL: or for any */
     const char *ciphers;              /* of TLS 1.2, as OpenSSL calls them, with colons; NULL: those HTTP/2 permits */
     int version_min, version_max;     /* 12, 13 (TLS 1.2, 1.3); 0: no wish */
 };
@@ -163,6 +164,10 @@ void edge_free(struct edge *e);
 
 /* Listen on a numeric address. Returns the port (that the kernel chose, for 0), or -1 with errno set. */
 int edge_listen(struct edge *e, const char *address, int port, int reuse_port, int tls);
+
+/* Take connections from a socket that listens and doesn't block. It is the edge's from now on, and closed also if this
+ * fails: -1 with errno set. */
+int edge_listen_on(struct edge *e, int socket, int tls);
 
 /* Take over a connected stream socket, as if it had been accepted. Returns 0 or -1, then the socket is closed. */
 int edge_adopt(struct edge *e, int socket, int tls);

@@ -37,7 +37,7 @@ BLOCKED, WRITABLE, BYTES, REQUEST = lib.EDGE_BLOCKED, lib.EDGE_WRITABLE, lib.EDG
 
 HTTP1, HTTP2 = lib.EDGE_HTTP1, lib.EDGE_HTTP2
 HAS_LEADER, TOKEN, AUTHORIZATION = lib.EDGE_HAS_LEADER, lib.EDGE_TOKEN, lib.EDGE_AUTHORIZATION
-ORIGIN, BAD_VERSION = lib.EDGE_ORIGIN, lib.EDGE_BAD_VERSION
+BAD_VERSION = lib.EDGE_BAD_VERSION
 BY_PEER, BY_US, BAD_PROTOCOL = lib.EDGE_BY_PEER, lib.EDGE_BY_US, lib.EDGE_BAD_PROTOCOL
 TOO_MUCH, TOO_LATE = lib.EDGE_TOO_MUCH, lib.EDGE_TOO_LATE
 
@@ -153,6 +153,11 @@ class Edge:
             raise _error(f"listening on {address}:{port}")
         return found
 
+    def listen_on(self, socket: int, *, tls: bool = False) -> None:
+        """Take connections from a socket that listens and doesn't block, the edge's from now on. Raises OSError."""
+        if lib.edge_listen_on(self._edge, socket, tls):
+            raise _error("listening")
+
     def adopt(self, socket: int, *, tls: bool = False) -> None:
         """Take over a connected stream socket, which is the edge's from now on. Raises OSError."""
         if lib.edge_adopt(self._edge, socket, tls):
@@ -165,6 +170,7 @@ class Edge:
         *,
         ca: str | None = None,
         crl: str | None = None,
+        hosts: str | None = None,
         ciphers: str | None = None,
         version_min: int = 0,
         version_max: int = 0,
@@ -172,9 +178,9 @@ class Edge:
         """Read PEM files for connections to come; with `ca`, clients must show a certificate. Raises TlsError.
 
         From then on the edge reads them again when they change. What is of no use then is counted (`stats()`), told by
-        `tls_error`, and changes nothing. ciphers and versions: edge_tls_config.
+        `tls_error`, and changes nothing. hosts, ciphers and versions: edge_tls_config.
         """
-        texts = {"certificate": certificate, "key": key, "ca": ca, "crl": crl, "ciphers": ciphers}
+        texts = {"certificate": certificate, "key": key, "ca": ca, "crl": crl, "hosts": hosts, "ciphers": ciphers}
         kept = {
             name: ffi.NULL if text is None else ffi.new("char[]", os.fsencode(text)) for name, text in texts.items()
         }

@@ -89,6 +89,13 @@ static void drop_token(struct edge_call *c) {
     c->token_length = 0;
 }
 
+static void drop_more(struct edge_call *c) {
+    edge_release(c->connection->edge, c->more);
+    edge_call_hold(c, -(int64_t)c->more_length);
+    c->more = NULL;
+    c->more_length = 0;
+}
+
 static void drop_message(struct edge_call *c) {
     edge_release(c->connection->edge, c->message);
     edge_call_hold(c, -(int64_t)c->room);
@@ -130,7 +137,7 @@ void edge_call_drop(struct edge_call *c, uint32_t error_code) {
     edge_queue_drop(e, &c->queue);
     drop_token(c);
     edge_release(e, c->path);
-    edge_release(e, c->origin);
+    drop_more(c);
     edge_release(e, c->text);
     if (c->next) c->next->prev = c->prev;
     if (c->prev) c->prev->next = c->next;
@@ -170,6 +177,32 @@ static void note_token(struct edge_call *c, uint8_t which, const uint8_t *value,
     } else {
         e->failed = true;
     }
+}
+
+/* A header that means something for EDGE_REQUEST, which there is over TLS alone. A client of gRPC has mostly said by now
+ * that it is one, and needn't pay for this. */
+static void note_more(struct edge_call *c, const uint8_t *name, size_t name_length, const uint8_t *value,
+                      size_t length) {
+    struct edge *e = c->connection->edge;
+    size_t size = name_length + length + 2;
+    if (!c->connection->tls || c->flags & CALL_GRPC) return;
+    if (c->more_length + size > EDGE_MORE_BYTES_MAX || c->connection->inbound + size > e->config.inbound_connection_max) {
+        c->bad = BAD_HEADERS_TOO_LARGE;
+        return;
+    }
+    char *more = edge_realloc(e, c->more, c->more_length + size);
+    if (!more) {
+        e->failed = true;
+        return;
+    }
+    c->more = more;
+    more += c->more_length;
+    *more++ = 0;
+    memcpy(more, name, name_length);
+    more[name_length] = 0;
+    memcpy(more + name_length + 1, value, length);
+    c->more_length += (uint32_t)size;
+    edge_call_hold(c, (int64_t)size);
 }
 
 /* Well-formed (RFC 3629): the shortest form, no surrogates, up to U+10FFFF. */
@@ -249,10 +282,9 @@ void edge_call_header(struct edge_call *c, const uint8_t *name, size_t name_leng
         if (is(name, ":path", 5) && !keep(e, &c->path, &c->path_length, value, length)) e->failed = true;
         else if (is(name, "token", 5)) note_token(c, EDGE_TOKEN, value, length);
         break;
-    case 6: /* Without TLS there are no requests but gRPC's. */
-        if (is(name, "origin", 6) && c->connection->tls && length && length <= EDGE_ORIGIN_BYTES_MAX &&
-            !keep(e, &c->origin, &c->origin_length, value, length))
-            e->failed = true;
+    case 6:
+        if (is(name, "origin", 6) && length && length <= EDGE_ORIGIN_BYTES_MAX)
+            note_more(c, name, name_length, value, length);
         break;
     case 7:
         if (is(name, ":method", 7)) note_method(c, value, length);
@@ -261,10 +293,21 @@ void edge_call_header(struct edge_call *c, const uint8_t *name, size_t name_leng
         if (is(name, "hasleader", 9) && length == 4 && is(value, "true", 4)) c->metadata |= EDGE_HAS_LEADER;
         break;
     case 12:
-        if (is(name, "grpc-timeout", 12)) note_timeout(c, value, length);
-        else if (is(name, "content-type", 12) && length >= 16 && is(value, "application/grpc", 16) &&
+        if (is(name, "grpc-timeout", 12)) {
+            note_timeout(c, value, length);
+            note_more(c, name, name_length, value, length);
+        } else if (is(name, "content-type", 12) && length >= 16 && is(value, "application/grpc", 16) &&
                  (length == 16 || value[16] == '+' || value[16] == ';'))
             c->flags |= CALL_GRPC;
+        break;
+    case 19:
+        if (is(name, "grpc-metadata-token", 19)) note_more(c, name, name_length, value, length);
+        break;
+    case 23:
+        if (is(name, "grpc-metadata-hasleader", 23)) note_more(c, name, name_length, value, length);
+        break;
+    case 27:
+        if (is(name, "grpc-metadata-authorization", 27)) note_more(c, name, name_length, value, length);
         break;
     case 18:
         if (is(name, "client-api-version", 18)) note_version(c, value, length);
@@ -272,6 +315,7 @@ void edge_call_header(struct edge_call *c, const uint8_t *name, size_t name_leng
     case 13:
         if (is(name, "authorization", 13)) {
             note_token(c, EDGE_AUTHORIZATION, value, length);
+            note_more(c, name, name_length, value, length);
         } else if (is(name, "grpc-encoding", 13) && !(length == 8 && is(value, "identity", 8))) {
             if (length >= sizeof c->encoding) length = sizeof c->encoding - 1;
             memcpy(c->encoding, value, length);
@@ -304,6 +348,8 @@ void edge_call_begun(struct edge_call *c) {
         if (c->connection->tls && c->path) {
             c->flags |= CALL_PLAIN;
             c->bad = 0;
+            c->deadline = 0; /* who answers in JSON says in JSON that it is over */
+            drop_token(c);
         } else {
             edge_answer_refuse(c, 415, 3, "invalid gRPC request content-type");
         }
@@ -324,6 +370,7 @@ void edge_call_begun(struct edge_call *c) {
     if (!(c->flags & CALL_PLAIN)) {
         edge_release(e, c->path);
         c->path = NULL;
+        drop_more(c);
     }
     if (c->flags & (CALL_TOLD | CALL_DEAF)) drop_token(c);
 }
@@ -464,9 +511,8 @@ static void request(struct edge_call *c) {
     static const char *const names[] = {"", "POST", "GET", "HEAD", "PUT", "DELETE", "OPTIONS", "OTHER"};
     struct edge *e = c->connection->edge;
     const char *name = names[c->request];
-    size_t length = strlen(name), size = length + 1 + c->path_length + (c->token ? 1 + c->token_length : 0);
-    size_t all = size + (c->origin ? 1 + c->origin_length : 0);
-    char *line = edge_alloc(e, all);
+    size_t length = strlen(name), size = length + 1 + c->path_length;
+    char *line = edge_alloc(e, size + c->more_length);
     if (!line) {
         e->failed = true;
         return;
@@ -474,17 +520,10 @@ static void request(struct edge_call *c) {
     memcpy(line, name, length);
     line[length] = ' ';
     memcpy(line + length + 1, c->path, c->path_length);
-    if (c->token) {
-        line[length + 1 + c->path_length] = 0;
-        memcpy(line + size - c->token_length, c->token, c->token_length);
-    }
-    if (c->origin) {
-        line[size] = 0;
-        memcpy(line + size + 1, c->origin, c->origin_length);
-    }
+    if (c->more) memcpy(line + size, c->more, c->more_length);
     c->flags |= CALL_TOLD;
-    uint16_t flags = c->metadata | (c->origin ? EDGE_ORIGIN : 0);
-    edge_event(e, edge_call_id(c), EDGE_REQUEST, 0, flags, 0, c->message, c->have, line, all);
+    edge_event(e, edge_call_id(c), EDGE_REQUEST, 0, 0, 0, c->message, c->have, line, size + c->more_length);
+    drop_more(c);
     edge_release(e, line);
 }
 

@@ -44,6 +44,7 @@ enum {
     EDGE_VERSIONS_MAX = 32,         /* of clients, told apart */
     EDGE_TEXT_BYTES_MAX = 1024,     /* of an error's text, what is sent */
     EDGE_TOKEN_BYTES_MAX = 8192,
+    EDGE_MORE_BYTES_MAX = 10240,    /* of headers for EDGE_REQUEST: a token, and some */
     EDGE_CALL_BYTES = 650,          /* what an idle call takes, about, with what nghttp2 has for its stream */
     EDGE_FRAMING_BYTES = 5,         /* gRPC: compressed flag, length */
     EDGE_RECORD_BYTES = 16
@@ -141,8 +142,8 @@ struct edge_call {
     uint32_t owed;                  /* bytes of window that were not given back */
     char *path;                     /* until the headers are complete, and of EDGE_REQUEST */
     char *token, *text;             /* metadata; the error's text for the trailers */
-    char *origin;                   /* of EDGE_REQUEST */
-    uint32_t path_length, token_length, text_length, origin_length;
+    char *more;                     /* of EDGE_REQUEST: headers, as its extra has them */
+    uint32_t path_length, token_length, text_length, more_length;
     struct edge_queue queue;
 };
 

@@ -44,6 +44,34 @@ static SSL_CTX *complain(struct edge *e, SSL_CTX *context, const char *what, con
     return NULL;
 }
 
+/* Whether a certificate is for one of `hosts`, names or addresses: by its alternative names alone, as Go sees it. */
+static bool is_for(X509 *certificate, const char *hosts) {
+    for (size_t length; *hosts; hosts += length + (hosts[length] == ',')) {
+        char host[256];
+        length = strcspn(hosts, ",");
+        if (length >= sizeof host) continue;
+        memcpy(host, hosts, length);
+        host[length] = 0;
+        int found = X509_check_ip_asc(certificate, host, 0);
+        if (found == -2) /* it is no address */
+            found = X509_check_host(certificate, host, length,
+                                    X509_CHECK_FLAG_NEVER_CHECK_SUBJECT | X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS, NULL);
+        if (found == 1) return true;
+    }
+    return false;
+}
+
+/* Asked for each certificate of the client's chain, its own at the end. */
+static int judge(int well, X509_STORE_CTX *chain) {
+    const SSL *ssl = X509_STORE_CTX_get_ex_data(chain, SSL_get_ex_data_X509_STORE_CTX_idx());
+    const struct edge *e = SSL_CTX_get_app_data(SSL_get_SSL_CTX(ssl));
+    const char *hosts = e->tls.config.hosts;
+    if (!well || X509_STORE_CTX_get_error_depth(chain) || !hosts) return well;
+    if (is_for(X509_STORE_CTX_get_current_cert(chain), hosts)) return 1;
+    X509_STORE_CTX_set_error(chain, X509_V_ERR_HOSTNAME_MISMATCH);
+    return 0;
+}
+
 static bool demand_certificates(SSL_CTX *context, const char *ca) {
     STACK_OF(X509_NAME) *names = SSL_load_client_CA_file(ca);
     if (!names || SSL_CTX_load_verify_file(context, ca) != 1) {
@@ -51,7 +79,7 @@ static bool demand_certificates(SSL_CTX *context, const char *ca) {
         return false;
     }
     SSL_CTX_set_client_CA_list(context, names);
-    SSL_CTX_set_verify(context, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL);
+    SSL_CTX_set_verify(context, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, judge);
     return true;
 }
 
@@ -67,6 +95,7 @@ static SSL_CTX *load(struct edge *e, const struct edge_tls_config *c) {
     ERR_clear_error();
     SSL_CTX *context = SSL_CTX_new(TLS_server_method());
     if (!context) return complain(e, NULL, "TLS", "");
+    SSL_CTX_set_app_data(context, e);
     SSL_CTX_set_min_proto_version(context, c->version_min == 13 ? TLS1_3_VERSION : TLS1_2_VERSION);
     SSL_CTX_set_max_proto_version(context, c->version_max == 12 ? TLS1_2_VERSION : 0);
     SSL_CTX_set_options(context, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION | SSL_OP_NO_TICKET |
@@ -152,6 +181,7 @@ static void drop_names(struct edge *e, struct edge_tls_config *c) {
     edge_release(e, (char *)c->key);
     edge_release(e, (char *)c->ca);
     edge_release(e, (char *)c->crl);
+    edge_release(e, (char *)c->hosts);
     edge_release(e, (char *)c->ciphers);
     memset(c, 0, sizeof *c);
 }
@@ -162,6 +192,7 @@ int edge_tls(struct edge *e, const struct edge_tls_config *config) {
     kept = keep_name(e, &copy.key) && kept;
     kept = keep_name(e, &copy.ca) && kept;
     kept = keep_name(e, &copy.crl) && kept;
+    kept = keep_name(e, &copy.hosts) && kept;
     kept = keep_name(e, &copy.ciphers) && kept;
     if (!kept) snprintf(e->tls.error, sizeof e->tls.error, "TLS: no memory");
     if (!kept || !read_files(e, &copy)) {

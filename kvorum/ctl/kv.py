@@ -168,6 +168,7 @@ _NOT_NEGATIVE = Revision()
 @click.option("--max-create-rev", default=0, type=_NOT_NEGATIVE, help="Only keys created at this revision or before.")
 @click.option("--min-mod-rev", default=0, type=_NOT_NEGATIVE, help="Only keys changed at this revision or later.")
 @click.option("--max-mod-rev", default=0, type=_NOT_NEGATIVE, help="Only keys changed at this revision or before.")
+@click.option("--stream", is_flag=True, help="Take it in parts: a range of any size. No other order, no min or max.")
 @with_settings
 def get(settings: Settings, words: tuple[bytes, ...], **options: Any) -> None:
     """Gets the key or the keys from KEY up to RANGE_END."""
@@ -177,7 +178,16 @@ def get(settings: Settings, words: tuple[bytes, ...], **options: Any) -> None:
     printer = settings.printer(values_only=options["print_value_only"])
     printer.refuse("table")
     with settings.connected() as client:
-        printer.get(_ask(client, Method.RANGE, request, pb.RangeResponse, again=True))
+        if not options["stream"]:
+            printer.get(_ask(client, Method.RANGE, request, pb.RangeResponse, again=True))
+        elif printer.format == "simple":
+            for part in client.stream(request):
+                printer.get(part)
+        else:  # one answer, whose header comes last
+            whole = pb.RangeResponse()
+            for part in client.stream(request):
+                whole.MergeFrom(part)
+            printer.get(whole)
 
 
 # ---- del

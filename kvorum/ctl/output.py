@@ -167,28 +167,37 @@ class Printer:
         """Events; or, of a response without any, how far things are, which etcdctl says in every format."""
         if not response.events:
             self._line(f"progress notify: {response.header.revision}")
+        events = [_event(event) for event in response.events]
+        self._watch(pb.WatchResponse(header=response.header, events=events))
+
+    def watch_canceled(self, response: pb.WatchResponse | None) -> None:
+        """The last response of a watch. None: the client itself made it, as etcd's does of a range that is empty."""
+        said = response or pb.WatchResponse(canceled=True, header=pb.ResponseHeader())
+        shown = pb.WatchResponse(canceled=True, compact_revision=said.compact_revision, header=said.header)
+        self._watch(shown, by_client=response is None)
+
+    def _watch(self, response: pb.WatchResponse, *, by_client: bool = False) -> None:
         if self.format == "json":
             shown = {
                 "Header": text.as_json(response.header),
-                "Events": [text.as_json(_event(event)) for event in response.events],
-                "CompactRevision": 0,
-                "Canceled": False,
+                "Events": None if by_client else [text.as_json(event) for event in response.events],
+                "CompactRevision": response.compact_revision,
+                "Canceled": response.canceled,
                 "Created": False,
             }
             self._line(text.dumps(shown))
         elif self.format == "protobuf":
-            for event in response.events:
-                self._out.write(_event(event).SerializeToString())
+            self._out.write(response.SerializeToString())
         else:
             if self.format == "fields":
                 self._header(response.header)
             for event in response.events:
-                kind = "PUT" if isinstance(event, PutEvent) else "DELETE"
+                kind = "DELETE" if event.type == pb.Event.DELETE else "PUT"
                 if self.format == "fields":
                     self._field("Type", kind)
                 else:
                     self._line(kind)
-                if event.prev_kv is not None:
+                if event.HasField("prev_kv"):
                     self._kv(event.prev_kv, "Prev")
                 self._kv(event.kv)
         self._out.flush()

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import click
 
 from kvorum import errors, txn
+from kvorum import etcd_pb2 as pb
 from kvorum.ctl import child, text, txntext
 from kvorum.ctl.common import Bytes, Command, Revision, Settings, with_settings
 from kvorum.ctl.failure import Exit, Failure
@@ -110,9 +111,9 @@ def _words(words: Sequence[bytes]) -> Sequence[bytes]:
         raise Failure(Exit.BAD_ARGS, "bad number of arguments (found conflicting environment key)")
     if key:
         return [key, end] if end else [key]
-    if not 1 <= len(words) <= 2:
+    if not words:
         raise Failure(Exit.BAD_ARGS, "bad number of arguments")
-    return words
+    return words if len(words) == 2 else words[:1]  # of more, etcdctl takes the first
 
 
 @click.command("watch", cls=WatchCommand, short_help="Watches events on keys or prefixes")
@@ -140,14 +141,16 @@ def watch(settings: Settings, interactive: bool, **_: Any) -> None:
             for response in responses:
                 _show(printer, response, asked.command)
         except (ValueError, errors.Refused) as error:
-            _say_cancelled(error)
+            _say_cancelled(printer, error)
             raise Failure(Exit.INTERRUPTED, "watch is canceled by the server") from None
 
 
-def _say_cancelled(error: Exception) -> None:
+def _say_cancelled(printer: Printer, error: Exception) -> None:
     """A ValueError is what the client says of a range that nothing can be in, without asking a node."""
     why = error.text if isinstance(error, errors.KvorumError) else EMPTY_RANGE
     print(f"watch was canceled ({why})", file=sys.stderr, flush=True)
+    response = getattr(error, "response", None)
+    printer.watch_canceled(response if isinstance(response, pb.WatchResponse) else None)
 
 
 def _show(printer: Printer, response: WatchResponse, command: Sequence[str]) -> None:
@@ -215,7 +218,7 @@ class _Session:
         def take(what: WatchResponse | errors.KvorumError) -> None:
             try:
                 if isinstance(what, errors.KvorumError):
-                    _say_cancelled(what)
+                    _say_cancelled(self._printer, what)
                 else:
                     _show(self._printer, what, asked.command)
             except BaseException as failure:  # for the thread that reads lines
@@ -225,7 +228,7 @@ class _Session:
         try:
             self._client.add_watch_callback(asked.key, take, **asked.options)
         except (ValueError, errors.Refused) as error:
-            _say_cancelled(error)
+            _say_cancelled(self._printer, error)
 
 
 def _say(text: str) -> None:

@@ -28,9 +28,11 @@ def papers(tmp_path: Path) -> Papers:
     return Papers(tmp_path / "papers")
 
 
-def prepare(papers: Papers, *, mutual: bool = False, crl: str | None = None) -> Callable[[Edge], bool]:
+def prepare(
+    papers: Papers, *, mutual: bool = False, crl: str | None = None, hosts: str | None = None
+) -> Callable[[Edge], bool]:
     def load(to: Edge) -> bool:
-        to.tls(papers.certificate, papers.key, ca=papers.ca_file if mutual else None, crl=crl)
+        to.tls(papers.certificate, papers.key, ca=papers.ca_file if mutual else None, crl=crl, hosts=hosts)
         return True
 
     return load
@@ -96,6 +98,39 @@ def test_a_certificate_of_another_ca_is_refused(mutual: Service, papers: Papers,
     with channel(mutual, papers, stranger) as refused, pytest.raises(grpc.RpcError):
         refused.unary_unary("/test.Echo/Echo")(b"x", timeout=WAIT)
     assert mutual.call(lambda _: mutual.answering.events) == []
+
+
+@pytest.mark.parametrize(
+    ("identities", "let_in"),
+    [
+        (("web.host.example",), True),
+        (("WEB.host.example",), True),
+        (("other.host.example", "web.host.example"), True),
+        (("*.host.example",), True),
+        (("10.0.0.1",), True),
+        (("::1",), True),
+        (("other.host.example",), False),
+        (("deep.web.host.example",), False),
+        (("*.example",), False),
+        (("10.0.0.2",), False),
+    ],
+)
+def test_only_certificates_for_the_hosts_that_are_named(
+    papers: Papers, identities: tuple[str, ...], let_in: bool
+) -> None:
+    """As Go's VerifyHostname: a name stands for itself, a star for one whole label, and the common name for nothing.
+    (But OpenSSL wants two labels behind a star, Go one.)"""
+    client = papers.issue(*identities, name="web.host.example")
+    with (
+        service(prepare=prepare(papers, mutual=True, hosts="10.0.0.1,web.host.example,::1")) as strict,
+        channel(strict, papers, client) as secure,
+    ):
+        if let_in:
+            assert secure.unary_unary("/test.Echo/Echo")(b"x", timeout=WAIT) == b"x"
+            return
+        with pytest.raises(grpc.RpcError) as error:
+            secure.unary_unary("/test.Echo/Echo")(b"x", timeout=WAIT)
+        assert error.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
 def test_a_revoked_certificate_is_refused(papers: Papers) -> None:
@@ -286,17 +321,31 @@ def test_json_over_http2_is_a_request(running: Service, papers: Papers) -> None:
     assert done.stdout == "GET /v3/kv/range?x=1||200"
     token = [*command, "-H", "Authorization: Bearer t", url]
     done = subprocess.run(token, capture_output=True, text=True, timeout=WAIT, env=clean)
-    assert done.stdout == "GET /v3/kv/range?x=1\0Bearer t||200"
+    assert done.stdout == "GET /v3/kv/range?x=1\0authorization\0Bearer t||200"
+    told = ["Grpc-Timeout: x", "Grpc-Metadata-Token: a", "grpc-metadata-hasleader: true", "Grpc-Metadata-Other: b"]
+    told += ["token: b", "Grpc-Metadata-Authorization: c"]
+    several = [word for line in told for word in ("-H", line)]
+    done = subprocess.run([*command, *several, url], capture_output=True, text=True, timeout=WAIT, env=clean)
+    assert done.stdout == (
+        "GET /v3/kv/range?x=1\0grpc-timeout\0x\0grpc-metadata-token\0a\0grpc-metadata-hasleader\0true"
+        "\0grpc-metadata-authorization\0c||200"
+    )
+    late = [*command, "-H", "Grpc-Timeout: 1n", url]
+    done = subprocess.run(late, capture_output=True, text=True, timeout=WAIT, env=clean)
+    assert done.stdout == "GET /v3/kv/range?x=1\0grpc-timeout\x001n||200", "it is told, and nothing else"
+    large = [word for name in "ab" for word in ("-H", f"Grpc-Metadata-Token: {name * 6000}")]
+    done = subprocess.run([*command, *large, url], capture_output=True, text=True, timeout=WAIT, env=clean)
+    assert done.stdout == "|200"
     page = [*command, "-H", "Origin: http://a:1", "-H", "Authorization: t", "-d", "headers", "-D", "-", url]
     done = subprocess.run(page, capture_output=True, text=True, timeout=WAIT, env=clean)
     head, _, body = done.stdout.partition("\n\n")
-    assert body == "POST /v3/kv/range?x=1\0t\0http://a:1|200"
+    assert body == "POST /v3/kv/range?x=1\0origin\0http://a:1\0authorization\0t|200"
     lines = head.splitlines()
     assert lines[:4] == ["HTTP/2 200 ", "content-type: text/plain", "one: 1", "three: 3 : 4"]
     assert 10 < lines.count("many: x") < 16, "there is an end to them"
     page[page.index("Origin: http://a:1")] = "Origin: " + "a" * 257
     done = subprocess.run(page, capture_output=True, text=True, timeout=WAIT, env=clean)
-    assert done.stdout.endswith("\n\nPOST /v3/kv/range?x=1\0t|200")
+    assert done.stdout.endswith("\n\nPOST /v3/kv/range?x=1\0authorization\0t|200")
     done = subprocess.run([*command, "-d", "stream", url], capture_output=True, text=True, timeout=WAIT, env=clean)
     assert done.stdout == "one two|200"
     command += ["--data-binary", "@-", url]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import time
 from collections.abc import Iterator
 
@@ -9,10 +11,12 @@ import grpc
 import pytest
 import zmq
 
+from kvorum import aio, errors, wire
 from kvorum import etcd_pb2 as pb
-from kvorum import wire
 from kvorum.errors import Code
+from kvorum.sync import Client
 from kvorum.wire import Kind, Method
+from tests.client.test_ctl import ctl
 from tests.system.cluster import Cluster, eventually
 from tests.system.undisturbed import rss_bytes
 
@@ -185,6 +189,79 @@ def test_readers_that_stop_reading_cost_next_to_nothing_and_go_on_where_they_wer
     cluster.request(0, Method.DELETE_RANGE, pb.DeleteRangeRequest(key=b"big/later"))
 
 
+STREAMS = "kvorum_apply_range_streams"
+
+
+def test_the_client_reads_it_key_by_key_and_part_by_part(cluster: Cluster) -> None:
+    with Client(cluster.endpoint(0)) as client:
+        pairs = client.stream_prefix("big/")
+        value, meta = next(pairs)
+        revision = client.put("big/later", "new").header.revision
+        assert (value, meta.key) == (bytes(VALUE_BYTES), b"big/00000")
+        rest = list(pairs)
+        assert [meta.key for _, meta in rest] == [b"big/%05d" % i for i in range(1, KEYS)], "not the later one"
+        assert rest[-1][1].response_header.revision == revision - 1
+        parts = list(client.stream(ALL))
+        assert whole(parts) == client.get_prefix_response("big/")
+        assert len(parts[0].kvs) == 10
+        assert len(list(client.stream_range("big/00100", "big/00200", limit=30, keys_only=True))) == 30
+        assert len(list(client.stream_all(revision=revision - 1))) == KEYS
+        assert list(client.stream_prefix("none")) == []
+        client.delete("big/later")
+        with pytest.raises(errors.Refused, match="custom sort orders"):
+            next(client.stream_prefix("big/", sort_order="descend"))
+        with pytest.raises(ValueError, match="limit"):
+            client.stream_prefix("big/", limit=-1)
+
+
+def test_a_reader_who_stops_is_forgotten_by_the_node(cluster: Cluster) -> None:
+    """It says close(), or lets go of it; and one that is slow holds little here, and nobody else up."""
+    with Client(cluster.endpoint(0)) as client:
+        one, other, slow = client.stream_prefix("big/"), client.stream(ALL), client.stream_prefix("big/")
+        for each in (one, other, slow):
+            next(each)
+        time.sleep(1)
+        client.get("big/00000")  # takes what has come
+        assert client.inflight == 0
+        eventually(lambda: cluster.metric(0, STREAMS) == 3, 20.0)
+        one.close()  # type: ignore[attr-defined]
+        del other, each
+        gc.collect()
+        eventually(lambda: cluster.metric(0, STREAMS) == 1, 20.0)
+        assert len(list(slow)) == KEYS - 1
+        eventually(lambda: cluster.metric(0, STREAMS) == 0, 20.0)
+
+
+def test_the_asyncio_client_reads_it_too(cluster: Cluster) -> None:
+    async def run() -> None:
+        async with aio.client(cluster.endpoint(0)) as client:
+
+            async def count() -> int:
+                return len([meta async for _, meta in client.stream_prefix("big/")])
+
+            assert await asyncio.gather(*(count() for _ in range(3))) == [KEYS] * 3
+            parts = [part async for part in client.stream(ALL)]
+            assert whole(parts) == await client.get_prefix_response("big/")
+            async for _, meta in client.stream_all():
+                assert meta.key == b"big/00000"
+                break
+            await asyncio.sleep(0)
+            gc.collect()
+            while cluster.metric(0, STREAMS):
+                await asyncio.sleep(0.1)
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+@pytest.mark.parametrize("format", ["simple", "json", "fields", "protobuf"])
+def test_kvorumctl_prints_the_same_with_it_as_without(cluster: Cluster, format: str) -> None:
+    words = [f"--endpoints={cluster.endpoint(0)}", "get", "big/00", "big/002", "-w", format, "--command-timeout=60s"]
+    assert ctl(*words, "--stream") == ctl(*words)
+    code, out, err = ctl(*words, "--stream", "--order", "DESCEND")
+    assert (code, out) == (1, b"")
+    assert b"RangeStream does not support custom sort orders" in err
+
+
 def test_a_caller_who_goes_away_is_not_served_on(cluster: Cluster, channel: grpc.Channel) -> None:
     call = channel.unary_stream(PATH)(ALL.SerializeToString())
     next(call)
@@ -195,9 +272,14 @@ def test_a_caller_who_goes_away_is_not_served_on(cluster: Cluster, channel: grpc
 def test_when_apply_dies_its_streams_end_and_new_ones_are_served(cluster: Cluster, channel: grpc.Channel) -> None:
     call = stream(channel, ALL)
     next(call)
+    client = Client(cluster.endpoint(0))
+    pairs = client.stream_prefix("big/")
+    next(pairs)
     cluster.kill(0, "apply")
     with pytest.raises(grpc.RpcError) as lost:
         list(call)
+    with pytest.raises(errors.Unavailable, match="the range broke off"), client:
+        list(pairs)
     assert lost.value.code() is grpc.StatusCode.UNAVAILABLE
     eventually(lambda: cluster.healthy(0), 40.0)
     assert len(whole(list(stream(channel, ALL))).kvs) == KEYS

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPSConnection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -146,6 +146,19 @@ def test_etcdctl(place: Place) -> None:
     assert (code, "is healthy" in said) == (0, True), said
 
 
+@pytest.mark.parametrize("which", ["kvorum", "etcd"])
+def test_only_clients_of_the_hosts_that_are_named(which: str, tmp_path: Path) -> None:
+    papers = Papers(tmp_path / "papers")
+    settings = {**mutual(papers), "client-cert-allowed-hostname": "web.host.example"}
+    right, star = papers.issue("web.host.example", name="right"), papers.issue("*.host.example", name="star")
+    wrong = papers.issue("other.host.example", name="web.host.example")
+    with kvorum(tmp_path, settings) if which == "kvorum" else etcd(tmp_path, settings) as found:
+        place = Place(found[1] if isinstance(found, tuple) else found, papers, right)
+        eventually(lambda: etcdctl(place, "put", "a", "b", client=right, wait=5)[0] == 0)
+        assert etcdctl(place, "put", "a", "b", client=star) == (0, "OK\n")
+        assert etcdctl(place, "put", "a", "b", client=wrong, wait=2)[0] == 1
+
+
 def test_etcdctl_is_told_no(place: Place, tmp_path: Path) -> None:
     """Without a certificate, with one of another CA, and when the server's isn't one that it trusts."""
     stranger = Papers(tmp_path / "other")
@@ -184,6 +197,34 @@ def test_json(place: Place) -> None:
     said = subprocess.run(["curl", *papers, *more, url], capture_output=True, text=True, timeout=WAIT, check=True)
     body, _, last = said.stdout.strip().rpartition("\n")
     assert (json.loads(body)["kvs"][0]["value"], last) == ("b24=", "2 200")
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_timeouts_of_json_are_the_same_over_both_versions_of_http(place: Place, version: str) -> None:
+    papers = ["--cacert", place.papers.ca_file, "--cert", place.client[0], "--key", place.client[1]]
+
+    def asked(path: str, body: object, timeout: str) -> tuple[str, list[Any]]:
+        """Status, and the JSON of each line."""
+        words = ["-sS", version, "--max-time", "20", "-w", "\n%{http_code}", "-H", f"Grpc-Timeout: {timeout}"]
+        url = f"https://127.0.0.1:{place.port}/v3/{path}"
+        done = subprocess.run(["curl", *papers, *words, "-d", json.dumps(body), url], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        *lines, status = done.stdout.split("\n")
+        return status, [json.loads(line) for line in lines if line]
+
+    get, watch = {"key": "anM="}, {"create_request": {"key": "anM="}}
+    for timeout in ("20S", "0n"):
+        status, (answer,) = asked("kv/range", get, timeout)
+        assert (status, "header" in answer) == ("200", True)
+    for path, body in (("kv/range", get), ("watch", watch)):
+        for timeout in ("x", "5"):
+            status, (answer,) = asked(path, body, timeout)
+            assert (status, answer["code"], answer["message"]) == ("400", 3, f"invalid grpc-timeout: {timeout}")
+    status, (answer,) = asked("kv/range", get, "-1S")
+    assert (status, answer["code"], answer["message"]) == ("504", 4, "context deadline exceeded")
+    status, (created, late) = asked("watch", watch, "700m")
+    assert (status, created["result"]["created"]) == ("200", True)
+    assert late["error"]["message"] == "context deadline exceeded"
 
 
 def test_alpn(place: Place) -> None:

@@ -72,12 +72,13 @@ def test_a_member_that_listens_everywhere_must_say_where_it_is() -> None:
     assert (config.listen_native, config.advertise_native) == ("tcp://0.0.0.0:2381", "tcp://db1.example:2381")
 
 
+AUTOMATIC = {"auto-tls": "true"}
 CERTIFIED = {"listen-client-urls": "https://127.0.0.1:2379", "cert-file": "/c.pem", "key-file": "/c.key"}
 
 
 def test_tls_of_the_gateway(tmp_path: Path) -> None:
     config = resolve({**CERTIFIED, "trusted-ca-file": "/ca.pem", "client-cert-auth": "true", "client-crl-file": "/crl"})
-    assert config.tls == Tls("/c.pem", "/c.key", "/ca.pem", "/crl", "", 12, 0, 0)
+    assert config.tls == Tls("/c.pem", "/c.key", "/ca.pem", "/crl", "", "", 12, 0, 0)
     assert config.listen_client == ("tls://127.0.0.1:2379",)
     assert config.advertise_client_urls == ("https://127.0.0.1:2379",), "what the member list shows"
     config.save(str(tmp_path / "node.json"))
@@ -86,6 +87,27 @@ def test_tls_of_the_gateway(tmp_path: Path) -> None:
     assert both.advertise_client_urls == ("https://127.0.0.1:2379", "http://127.0.0.1:2378")
     other = resolve({"advertise-client-urls": "https://db1.example:443"})
     assert (other.tls, other.advertise_client_urls) == (None, ("https://db1.example:443",)), "somebody else does it"
+
+
+def test_sockets_in_the_file_system_are_for_etcds_clients(tmp_path: Path) -> None:
+    """All of etcd's spellings; a path that isn't absolute is one of the node's directory, as with etcd."""
+    config = resolve({"listen-client-urls": "unix:///run/s1,unix:/run/s2,unix://local:2379,http://127.0.0.1:1"})
+    here = str(Path.cwd() / "local:2379")
+    assert config.listen_client == ("unix:///run/s1", "unix:///run/s2", f"unix://{here}", "tcp://127.0.0.1:1")
+    assert config.advertise_client_urls == (*config.listen_client[:3], "http://127.0.0.1:1")
+    assert config.tls is None
+    config.save(str(tmp_path / "node.json"))
+    assert NodeConfig.load(str(tmp_path / "node.json")) == config
+    both = resolve({**CERTIFIED, "listen-client-urls": "unixs:///run/s", "advertise-client-urls": "unixs:/run/s"})
+    assert both.listen_client == both.advertise_client_urls == ("unixs:///run/s",)
+    assert both.tls == resolve(CERTIFIED).tls
+
+
+def test_hosts_whose_certificates_are_taken() -> None:
+    mutual = {**CERTIFIED, "trusted-ca-file": "/ca.pem"}
+    tls = resolve({**mutual, "client-cert-allowed-hostname": "web.example., 10.0.0.1,[::0001]"}).tls
+    assert tls is not None
+    assert tls.hosts == "web.example,10.0.0.1,::1"
 
 
 def test_files_are_found_wherever_the_node_stands() -> None:
@@ -97,7 +119,7 @@ def test_files_are_found_wherever_the_node_stands() -> None:
 def test_a_certificate_of_its_own() -> None:
     """--cert-file goes before --auto-tls, as with etcd."""
     automatic = {"listen-client-urls": "https://127.0.0.1:2379", "auto-tls": "true", "data-dir": "/d"}
-    made = Tls("/d/fixtures/client/cert.pem", "/d/fixtures/client/key.pem", "", "", "", 12, 0, 1)
+    made = Tls("/d/fixtures/client/cert.pem", "/d/fixtures/client/key.pem", "", "", "", "", 12, 0, 1)
     assert resolve(automatic).tls == made
     assert resolve({**automatic, "self-signed-cert-validity": "3"}).tls == made._replace(make_years=3)
     assert resolve({**automatic, **CERTIFIED}).tls == resolve(CERTIFIED).tls
@@ -168,7 +190,13 @@ THREE = "a=http://h1:2380,b=http://h2:2380,c=http://h3:2380"
         ({"name": "a", "initial-cluster": THREE + ",d=http://h3:2380"}, "gives tcp://h3:2380 to 'c' and to 'd'"),
         ({"initial-cluster": "http://h1:2380"}, "expected NAME=URL,NAME=URL"),
         ({"initial-cluster": "a=h1:2380"}, "expected http://HOST:PORT or tcp://HOST:PORT"),
-        ({"listen-peer-urls": "https://127.0.0.1:2380"}, "TLS is for --listen-client-urls"),
+        ({"listen-peer-urls": "https://127.0.0.1:2380"}, "https is for --listen-client-urls"),
+        ({"listen-peer-urls": "unix:///s"}, "unix is for --listen-client-urls"),
+        ({"listen-client-urls": "unix://"}, "expected a file's path"),
+        ({"listen-client-urls": "unix:///directory/"}, "expected a file's path"),
+        ({"listen-client-urls": f"unix:///{'s' * 107}"}, "expected a file's path of at most 107 bytes"),
+        ({"listen-client-urls": "unix:///s,unixs:/s", **AUTOMATIC}, "are the same address"),
+        ({"listen-client-urls": "unixs:///s"}, "--cert-file and --key-file, or --auto-tls, are needed"),
         ({"listen-peer-urls": "http://127.0.0.1"}, "expected HOST:PORT"),
         ({"listen-peer-urls": "http://127.0.0.1:0"}, "'0' is no port"),
         ({"listen-peer-urls": "http://127.0.0.1:65536"}, "'65536' is no port"),
@@ -187,6 +215,11 @@ THREE = "a=http://h1:2380,b=http://h2:2380,c=http://h3:2380"
         ({**CERTIFIED, "key-file": ""}, "--cert-file and --key-file go together"),
         ({**CERTIFIED, "client-cert-auth": "true"}, "--client-cert-auth needs --trusted-ca-file"),
         ({**CERTIFIED, "client-crl-file": "/c"}, "--client-crl-file needs --trusted-ca-file"),
+        ({**CERTIFIED, "client-cert-allowed-hostname": "a"}, "-allowed-hostname needs --trusted-ca-file"),
+        (
+            {**CERTIFIED, "trusted-ca-file": "/ca", "client-cert-allowed-hostname": "a,.b"},
+            "'.b' is no host's name or address",
+        ),
         ({**CERTIFIED, "auto-tls": "perhaps"}, "--auto-tls 'perhaps': expected true or false"),
         ({**CERTIFIED, "tls-min-version": "TLS1.1"}, "expected one of TLS1.2, TLS1.3"),
         ({**CERTIFIED, "tls-min-version": "TLS1.3", "tls-max-version": "TLS1.2"}, "is above --tls-max-version"),

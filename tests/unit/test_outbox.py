@@ -139,6 +139,21 @@ def test_clients_that_wait_take_turns(stage: Stage) -> None:
     assert stage.due() == [0, 10, 1, 2, 3]
 
 
+def test_a_client_whose_last_read_had_no_answer_yet_takes_the_parts_of_it(stage: Stage) -> None:
+    """It would never be asked for one: nothing leaves for it that could settle it."""
+    stage.room[b"c"] = 0
+    stage.outbox.put(b"c", b"1")
+    stage.outbox.flush()
+    assert stage.outbox.wait(caller(), MANY)
+    assert not stage.outbox.takes(b"c")
+    stage.room[b"c"] = 1000
+    stage.outbox.flush()
+    assert stage.due() == [1]
+    assert stage.outbox.takes(b"c")
+    stage.outbox.flush()
+    assert stage.outbox.calm
+
+
 def test_too_many_reads_that_wait_are_refused(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "WAITING_MAX", 2)
     assert stage.outbox.wait(caller(), MANY)

@@ -247,6 +247,55 @@ def test_a_paused_stream_says_nothing_until_it_is_resumed(host: Host) -> None:
     assert len(joined(host.parts()).kvs) == 30
 
 
+def parts(count: int) -> bytes:
+    return count.to_bytes(4, "little")
+
+
+def test_whoever_says_how_many_parts_he_takes_gets_no_more(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rangestreams, "PART_BYTES", 20)
+    fill(host, 100)
+    host.open(1, serializable=True, **ALL)
+    host.say(Kind.STREAM_RESUME, 1, parts(2))
+    host.open(2, serializable=True, **ALL)
+    host.run()
+    assert len(joined(host.parts(2)).kvs) == 100, "others go on"
+    assert len(host.said[1]) == 2
+    host.say(Kind.STREAM_RESUME, 1, parts(3))
+    host.run()
+    assert len(host.said[1]) == 5
+    host.say(Kind.STREAM_PAUSE)
+    host.say(Kind.STREAM_RESUME, 1, parts(1))
+    host.say(Kind.STREAM_RESUME, 1, parts(1))
+    host.run()
+    assert len(host.said[1]) == 7
+    host.say(Kind.STREAM_RESUME, 1, parts(1000))
+    host.say(Kind.STREAM_PAUSE)
+    host.run()
+    assert len(host.said[1]) == 7
+    host.say(Kind.STREAM_RESUME)
+    host.run()
+    assert len(joined(host.parts()).kvs) == 100
+
+
+def test_a_client_that_is_away_and_takes_no_more_is_found_out(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rangestreams, "PART_BYTES", 20)
+    fill(host, 100)
+    host.open(1, serializable=True, **ALL)
+    host.say(Kind.STREAM_RESUME, 1, parts(1))
+    host.run()
+    host.away.add(b"c")
+    for _ in range(PROBE_TICKS):
+        host.streams.tick()
+    assert len(host.streams) == 0
+
+
+@pytest.mark.parametrize(("kind", "payload"), [(Kind.STREAM_RESUME, b"\1"), (Kind.STREAM_PAUSE, parts(1))])
+def test_what_says_no_number_of_parts_is_refused(host: Host, kind: Kind, payload: bytes) -> None:
+    host.open(1, **ALL)
+    with pytest.raises(errors.Malformed):
+        host.say(kind, 1, payload)
+
+
 def test_streams_take_turns(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rangestreams, "PART_BYTES", 20)
     fill(host, 40)
