@@ -8,7 +8,11 @@ import signal
 import socket
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")  # how long an example takes says nothing of what it tests
 
 PORTS_FROM, PORTS_TO = 20_000, 32_000
 """Below the ports that the system gives to outgoing connections."""
