@@ -16,8 +16,8 @@ answer can know of it before. So by one clock, whichever members lead, sleep or 
     L7  what is granted is what was asked for, at least SECONDS_MIN
     L8  what is left is neither more than was granted nor less than was promised
 
-That one clock is the judge's. Members' own clocks may be fast or slow: then L1 and L8 hold by the fastest of them, which
-may have counted all of the time, and L2 by the slowest, whichever members have led meanwhile.
+That one clock is the judge's. Members' own clocks may be fast or slow: then L1 and L8 hold by the fastest of them,
+which may have counted all of the time, and L2 by the slowest, whichever members have led meanwhile.
 
 Alarms, too, are as the log has them: at every store, and in what they refuse.
 
