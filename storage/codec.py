@@ -26,6 +26,7 @@ Pure.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from kvorum import etcd_pb2 as pb
@@ -46,6 +47,7 @@ _MAIN_MAX = 0xFFFFFFFFFFFFFFFF
 _PLACE = struct.Struct(">QI")
 _REVISION = struct.Struct(">cQI")
 _ID = struct.Struct(">Q")
+_MAIN, _SUB = struct.Struct(">Q"), struct.Struct(">I")
 PLACE_SIZE = _PLACE.size
 
 pack_place = _PLACE.pack
@@ -173,6 +175,19 @@ def put_event(kv: bytes) -> bytes:
 def delete_event(key: bytes, main: int) -> bytes:
     """Of a deletion, etcd keeps only the key and the revision that it happened at."""
     return b"\x08\x01" + field(b"\x12", field(b"\x0a", key) + b"\x18" + varint(main))
+
+
+def deletions(keys: Sequence[bytes], main: int, sub: int) -> list[tuple[bytes, bytes, bytes]]:
+    """Of each key that a revision deletes, from its place `sub` on: (revision key, history key, event)."""
+    place, inverted = b"r" + _MAIN.pack(main), b"\0\0" + _MAIN.pack(_MAIN_MAX - main)
+    end = b"\x18" + varint(main)
+    found = []
+    for key in keys:
+        history = b"h" + key.replace(b"\0", b"\0\xff") + inverted + _SUB.pack(SUB_MAX - sub)
+        event = b"\x08\x01" + field(b"\x12", field(b"\x0a", key) + end)
+        found.append((place + _SUB.pack(sub), history, event))
+        sub += 1
+    return found
 
 
 def event_kv(event: bytes) -> bytes:

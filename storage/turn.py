@@ -99,10 +99,19 @@ class Overlay:
             insort(self._order, key)
         self.kvs[key] = kv
 
+    def gone(self, keys: Sequence[bytes]) -> None:
+        """Like `set` to None, of many."""
+        if self._order is not None:
+            fresh = [key for key in keys if key not in self.kvs]
+            self._order = sorted(self._order + fresh)  # two runs, mostly: cheaper than to insert one by one
+        self.kvs.update(dict.fromkeys(keys))
+
     def entries(self, start: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
         """As in State, and what comes first is the user key behind one byte."""
         if self._order is None:
             self._order = sorted(self.kvs)
+        if not self._order:
+            return self._below.entries(start, end)
         low = bisect_left(self._order, start)
         high = len(self._order) if end is None else bisect_left(self._order, end)
         return self._merged(self._below.entries(start, end), self._order[low:high])
@@ -444,11 +453,17 @@ class Turn:
             found = [] if kv is None else [(b"k" + key, kv)]
         else:
             found = list(self._overlay.entries(key, end))
-        for latest_key, kv in found:
-            gone = latest_key[1:]
-            self._remove(gone, kv, self._first.setdefault(gone, kv))
         if not found:
             return b""
+        keys = [latest_key[1:] for latest_key, _ in found]
+        for gone, (_, kv) in zip(keys, found, strict=True):
+            lease = codec.lease_of(kv)
+            if lease:
+                self.leases.detach(lease, gone)
+        first, prevs = self._first, None
+        if self._known is None:
+            prevs = [first.setdefault(gone, kv) for gone, (_, kv) in zip(keys, found, strict=True)]
+        self._remove_all(keys, prevs)
         body = b"\x10" + codec.varint(len(found))
         if request.prev_kv:
             body += b"".join([codec.field(b"\x1a", kv) for _, kv in found])
@@ -462,6 +477,22 @@ class Turn:
         self.batch.delete(b"k" + key)
         self.lives[key] = 0
         self._changed(key, None, codec.delete_event(key, self.revision + 1), b"", prev)
+
+    def _remove_all(self, keys: list[bytes], prevs: list[bytes] | None) -> None:
+        """Delete keys that are there, each once, and belong to no lease any more. `prevs`: what they were before this
+        record; None: changes need not say."""
+        main, batch, changes = self.revision + 1, self.batch, self.changes
+        delete, put = batch.delete, batch.put
+        at = 0
+        for place, history, event in codec.deletions(keys, main, self._sub):
+            delete(b"k" + keys[at])
+            put(place, event)
+            put(history, b"")
+            changes.append(Change(main, event, b"" if prevs is None else prevs[at]))
+            at += 1
+        self.lives.update(dict.fromkeys(keys, 0))
+        self._overlay.gone(keys)
+        self._sub += at
 
     def _changed(self, key: bytes, kv: bytes | None, event: bytes, life: bytes, prev: bytes) -> None:
         """One change more of this record: into the history, the overlay, and what commit returns."""
@@ -484,12 +515,20 @@ class Turn:
     def _end_lease(self, id: int) -> None:
         """All its keys go at one revision, in order, and it with them."""
         keys = self.leases.keys(id)
+        if keys:
+            self.leases.detach_all(id, keys)
+            self._remove_all(keys, self._values(keys) if self._known is None else None)
+        self.leases.end(id)
+
+    def _values(self, keys: list[bytes]) -> list[bytes]:
+        """What the keys of a lease are now."""
         self._overlay.fetch(keys)
+        found = []
         for key in keys:
             kv = self._overlay.get(key)
             assert kv is not None, "a lease holds a key that is not there"
-            self._remove(key, kv, kv)
-        self.leases.end(id)
+            found.append(kv)
+        return found
 
     def _heed_lessor(self, request: pb.LeaseExpire | pb.LeaseCheckpoints) -> None:
         if isinstance(request, pb.LeaseCheckpoints):

@@ -194,9 +194,12 @@ class _EndsByName(Turn):
 
 
 class _EndsKeyByKey(Turn):
-    def _remove(self, key: bytes, kv: bytes, prev: bytes) -> None:
-        super()._remove(key, kv, prev)
-        if self._ending:
+    def _remove_all(self, keys: list[bytes], prevs: list[bytes] | None) -> None:
+        if not self._ending:
+            super()._remove_all(keys, prevs)
+            return
+        for at, key in enumerate(keys):
+            super()._remove_all([key], prevs and prevs[at : at + 1])
             self._next_revision()
 
     def _end_lease(self, id: int) -> None:

@@ -246,3 +246,44 @@ def test_changes_say_what_was_there_before(store: Store) -> None:
     told = [(change.revision, pb.KeyValue.FromString(change.prev).value if change.prev else None) for change in changes]
     assert told == [(4, b"1"), (5, b"2"), (6, b"3"), (6, b"1"), (6, b"1"), (7, None)]
     assert store.keyspace.history(4, 7, 1 << 20) == changes
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["a turn each", "one turn"])
+@pytest.mark.parametrize("prev", [False, True])
+def test_what_deletes_many_keys_is_the_same_however_it_is_done(together: bool, prev: bool) -> None:
+    """With what was before or without, and whatever of it lies in the turn before it is written: ranges in the same
+    turn see what is left, in order."""
+    look = Txn(success=[range_op(b"a", b"z"), put_op(b"\xff")])
+    requests = [
+        pb.LeaseGrantRequest(ID=7, TTL=60),
+        *[Put(key=b"k%02d" % n, value=b"v", lease=7 * (n % 3 == 0)) for n in range(30)],
+        look,
+        Delete(key=b"k05", range_end=b"k15", prev_kv=True),
+        *[Put(key=b"k%02d" % n, value=b"w", lease=7 * (n % 2)) for n in (20, 9, 31, 6)],
+        look,
+        Txn(success=[delete_op(b"k1", b"k25"), put_op(b"k30", b"x", lease=7), range_op(b"k", b"l"), put_op(b"a")]),
+        look,
+        pb.LeaseRevokeRequest(ID=7),
+        look,
+        Delete(key=b"\0", range_end=b"\0"),
+        look,
+    ]
+    wanted = Store()
+    answers = [wanted.outcome(request)[0].results[0] for request in requests]
+    keyspace = Keyspace(MemoryEngine())
+    results: list[Result] = []
+    changes = []
+    for part in [requests] if together else [[request] for request in requests]:
+        turn = keyspace.begin(prev=prev)
+        for request in part:
+            results += turn.apply(turn.index + 1, 1, entry(turn.index + 1, request)).results
+        changes += turn.commit()
+    assert contents(keyspace.engine) == contents(wanted.engine)
+    assert results == answers
+    history = wanted.keyspace.history(1, wanted.keyspace.revision, 1 << 30)
+    assert [(change.revision, change.event) for change in changes] == [(one.revision, one.event) for one in history]
+    if prev:
+        assert changes == history
+    left = [[kv.key for kv in answer(look, result).responses[0].response_range.kvs] for result in results[-5::2]]
+    free = [b"a", b"k01", b"k02", b"k04", b"k06", b"k25", b"k26", b"k28", b"k29"]
+    assert left == [sorted([*free, b"k00", b"k03", b"k09", b"k27", b"k30", b"k31"]), free, []]
