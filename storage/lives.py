@@ -11,6 +11,7 @@ the last commit left behind, never what a turn has not committed. Pure.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 
 LIVES_MAX = 100_000
@@ -30,16 +31,19 @@ class Lives:
     def __init__(self, size: int = LIVES_MAX) -> None:
         self._size = size
         self._known: dict[bytes, int] = {}
+        self._order: deque[bytes] = deque()  # the oldest first; a dict finds its own first only behind all it has lost
         self.get = self._known.get
         """The packed life of a key; None if it isn't remembered, which says nothing about the key."""
 
     def update(self, changed: Mapping[bytes, int]) -> None:
         """What a commit has left behind: packed lives, 0 for what should be forgotten."""
-        known = self._known
+        known, order = self._known, self._order
         for key, life in changed.items():
-            if life:
-                known[key] = life
-            else:
-                known.pop(key, None)
-        while len(known) > self._size:
-            del known[next(iter(known))]
+            if not life:
+                known.pop(key, None)  # its place remains: if it comes again, it may be forgotten a little early
+                continue
+            if key not in known:
+                order.append(key)
+            known[key] = life
+        while len(order) > self._size:
+            known.pop(order.popleft(), None)

@@ -49,6 +49,16 @@ def test_only_so_many_are_remembered_the_oldest_forgotten_first() -> None:
     assert known.get(b"b") is None
 
 
+def test_a_key_that_comes_and_goes_takes_no_room() -> None:
+    known = Lives(3)
+    for mod in range(2, 100):
+        known.update({b"a": lives.pack(mod, mod, 1)})
+        known.update({b"a": 0})
+    assert len(known._order) <= 3
+    known.update({b"a": lives.pack(100, 100, 1)})
+    assert known.get(b"a") == lives.pack(100, 100, 1)
+
+
 def test_a_life_holds_numbers_of_any_size() -> None:
     largest = 2**63 - 1
     for create, mod, version in ((2, 2, 1), (largest - 1, largest, largest), (1, largest, 3)):
