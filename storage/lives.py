@@ -40,10 +40,12 @@ class Lives:
         known, order = self._known, self._order
         for key, life in changed.items():
             if not life:
-                known.pop(key, None)  # its place remains: if it comes again, it may be forgotten a little early
+                known.pop(key, None)  # its place in the queue remains: if it comes again, it may be forgotten early
                 continue
             if key not in known:
                 order.append(key)
             known[key] = life
-        while len(order) > self._size:
+        while len(known) > self._size:
             known.pop(order.popleft(), None)
+        if len(order) > 2 * self._size:
+            self._order = deque(known)
