@@ -96,8 +96,7 @@ def _options() -> Options:
     options.set_level_compaction_dynamic_level_bytes(True)
     # Every flush covers the whole range of keys, so compacting level 0 rewrites all of level 1: keep that small.
     options.set_max_bytes_for_level_base(64 << 20)
-    # What is flushed soon gets merged into the next level, and compressed there.
-    options.set_compression_per_level([DBCompressionType.none(), *[DBCompressionType.lz4()] * 6])
+    options.set_compression_type(DBCompressionType.lz4())
     options.set_bytes_per_sync(1 << 20)  # spread the writing of a large file, so that its sync does not stall the log's
     options.add_compact_on_deletion_collector_factory(4096, 2048, 0.5)  # swept space comes back soon
     # Else whoever lets go of a memtable or a file last frees it there and then: a reader, in the midst of a turn.
