@@ -177,15 +177,15 @@ def delete_event(key: bytes, main: int) -> bytes:
     return b"\x08\x01" + field(b"\x12", field(b"\x0a", key) + b"\x18" + varint(main))
 
 
-def deletions(keys: Sequence[bytes], main: int, sub: int) -> list[tuple[bytes, bytes, bytes]]:
-    """Of each key that a revision deletes, from its place `sub` on: (revision key, history key, event)."""
-    place, inverted = b"r" + _MAIN.pack(main), b"\0\0" + _MAIN.pack(_MAIN_MAX - main)
+def deletions(keys: Sequence[bytes], main: int, sub: int) -> list[tuple[bytes, bytes]]:
+    """Of each key that a revision deletes, from its place `sub` on: (history key, event)."""
+    inverted = b"\0\0" + _MAIN.pack(_MAIN_MAX - main)
     end = b"\x18" + varint(main)
     found = []
     for key in keys:
         history = b"h" + key.replace(b"\0", b"\0\xff") + inverted + _SUB.pack(SUB_MAX - sub)
         event = b"\x08\x01" + field(b"\x12", field(b"\x0a", key) + end)
-        found.append((place + _SUB.pack(sub), history, event))
+        found.append((history, event))
         sub += 1
     return found
 

@@ -236,7 +236,7 @@ class Turn:
 
     def _record_history(self) -> None:
         """The `r` rows of all changes, behind everything else in the batch: RocksDB's memtable looks for the place of a
-        row where it has put the one before, so rows that follow each other cost a third of what others do."""
+        row where it has put the one before, so rows that follow each other are put in sooner (a put takes 5 % less)."""
         put, main, sub = self.batch.put, 0, 0
         for change in self.changes:
             sub = sub + 1 if change.revision == main else 0
@@ -484,9 +484,8 @@ class Turn:
         main, batch, changes = self.revision + 1, self.batch, self.changes
         delete, put = batch.delete, batch.put
         at = 0
-        for place, history, event in codec.deletions(keys, main, self._sub):
+        for history, event in codec.deletions(keys, main, self._sub):
             delete(b"k" + keys[at])
-            put(place, event)
             put(history, b"")
             changes.append(Change(main, event, b"" if prevs is None else prevs[at]))
             at += 1
