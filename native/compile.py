@@ -30,6 +30,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def source(module: str) -> str:
 
 def checksum() -> str:
     """Of everything that a build is made of."""
-    found = hashlib.sha256(sys.version.encode())
+    found = hashlib.sha256(str(sysconfig.get_config_var("SOABI")).encode())  # a patched interpreter takes it, too
     for modules in MODULES.values():
         for module in modules:
             found.update((ROOT / source(module)).read_bytes())
