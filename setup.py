@@ -31,7 +31,7 @@ setup(
         "native",
     ],
     package_data={"kvorum": ["py.typed", "*.md", "*.proto", "*.pyi"], "native": ["*.h", "*.c"]},
-    cffi_modules=["native/build.py:wal_ffi", "native/build.py:plain_ffi", "native/build.py:edge_ffi"],
+    cffi_modules=[f"native/build.py:{part}_ffi" for part in ("wal", "plain", "ends", "edge")],
     setup_requires=["cffi>=1.16"],
     install_requires=[
         "cffi>=1.16",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Iterator, Sequence
+from errno import EAGAIN
 from typing import NamedTuple
 
 import zmq
@@ -21,6 +22,7 @@ from cluster.internal import Attached, Floor, Message, PeerAnswer, PeerAsk, Tick
 from cluster.metrics import ApplyBoard, RaftBoard
 from cluster.raft import message as peer
 from kvorum import wire
+from native.ends import Ends
 
 Context = zmq.Context[zmq.Socket[bytes]]
 TURN_FRAMES = 4096
@@ -63,61 +65,71 @@ class Ticker:
 
 
 class _Ends:
-    """A process's sockets, and which of them have something: asking one that has nothing costs more than the poll."""
+    """A process's ends of its conversations, and which of them have something."""
 
-    def __init__(self, ticker: Ticker, *sources: zmq.Socket[bytes] | int) -> None:
+    def __init__(self, ticker: Ticker) -> None:
         self._ticker = ticker
-        self._poller = zmq.Poller()
-        for source in sources:
-            self._poller.register(source, zmq.POLLIN)
-        self._ready: dict[zmq.Socket[bytes] | int, int] = {}
+        self._ends = Ends()
+        self._mask = 0
+        self._ready = 0
+        self._fds: dict[int, int] = {}
 
-    def wait(self, *, idle: bool, ms_max: int = 1 << 30) -> None:
-        self._ready = dict(self._poller.poll(min(self._ticker.wait_ms(), ms_max) if idle else 0))
+    def hear(self, source: zmq.Socket[bytes] | int) -> int:
+        """One that is waited for. Returns its number."""
+        end = self._ends.add(source)
+        self._mask |= 1 << end
+        return end
+
+    def tell(self, socket: zmq.Socket[bytes]) -> int:
+        """One that is only sent to."""
+        return self._ends.add(socket)
 
     def wake_on(self, fd: int, wanted: bool) -> None:
-        if wanted:
-            self._poller.register(fd, zmq.POLLIN)
-        else:
-            self._poller.unregister(fd)
+        end = self._fds.get(fd)
+        if end is None:
+            end = self._fds[fd] = self._ends.add(fd)
+        self._mask = self._mask | 1 << end if wanted else self._mask & ~(1 << end)
 
-    def drain(self, socket: zmq.Socket[bytes]) -> Iterator[list[bytes]]:
-        return _drain(socket) if socket in self._ready else iter(())
+    def wait(self, *, idle: bool, ms_max: int = 1 << 30) -> None:
+        self._ready = self._ends.wait(self._mask, min(self._ticker.wait_ms(), ms_max) if idle else 0)
 
+    def wait_for(self, ends: Sequence[int], ms: int) -> None:
+        """Only for these, whatever the others have."""
+        self._ends.wait(sum([1 << end for end in ends]), ms)
 
-def _drain(socket: zmq.Socket[bytes]) -> Iterator[list[bytes]]:
-    receive = socket.recv_multipart
-    while True:
-        try:
-            yield receive(zmq.NOBLOCK)
-        except zmq.Again:
-            return
+    def drain(self, end: int) -> Iterator[list[bytes]]:
+        more = bool(self._ready >> end & 1)
+        while more:
+            messages, more = self._ends.take(end)
+            yield from messages
 
+    def clients(self, end: int) -> Iterator[ClientFrame]:
+        """What clients have sent, about as much as one turn takes. A message that isn't one frame is from no client of
+        ours."""
+        size = count = 0
+        more = bool(self._ready >> end & 1)
+        while more and size <= TURN_BYTES and count < TURN_FRAMES:
+            messages, more = self._ends.take(end)
+            for frames in messages:
+                if len(frames) == 2:
+                    size += len(frames[1])
+                    yield ClientFrame(frames[0], frames[1])
+                else:
+                    yield ClientFrame(frames[0], b"?")  # not a batch: is answered as such
+            count += len(messages)
 
-def _clients(arrived: Iterator[list[bytes]]) -> Iterator[ClientFrame]:
-    """What clients have sent, as much as one turn takes. A message that isn't one frame is from no client of ours."""
-    size = 0
-    for count, frames in enumerate(arrived):
-        if len(frames) == 2:
-            size += len(frames[1])
-            yield ClientFrame(frames[0], frames[1])
-        else:
-            yield ClientFrame(frames[0], b"?")  # not a batch: is answered as such
-        if size > TURN_BYTES or count >= TURN_FRAMES:
-            return
+    def send(self, end: int, frame: bytes) -> bool:
+        """False: not now."""
+        return not self._ends.send(end, frame)
 
+    def push(self, end: int, frame: bytes, to: bytes = b"") -> None:
+        """To a process of this node, whose queues have no limit."""
+        self._ends.send(end, frame, to=to, blocking=True)
 
-def _send(socket: zmq.Socket[bytes], identity: bytes, frame: bytes) -> bool | None:
-    """True: taken. False: not now, the client's queue is full. None: the client is gone."""
-    try:
-        socket.send_multipart([identity, frame], zmq.NOBLOCK)
-    except zmq.Again:
-        return False
-    except zmq.ZMQError as error:
-        if error.errno != zmq.EHOSTUNREACH:
-            raise
-        return None
-    return True
+    def answer(self, end: int, identity: bytes, frame: bytes) -> bool | None:
+        """True: taken. False: not now, the client's queue is full. None: the client is gone."""
+        error = self._ends.send(end, frame, to=identity)
+        return True if not error else False if error == EAGAIN else None
 
 
 def frames_of(records: Sequence[bytes]) -> Iterator[tuple[bytes, int]]:
@@ -152,17 +164,18 @@ class RaftLink:
 
     def __init__(self, context: Context, node: NodeConfig, board: RaftBoard, wal_fd: int) -> None:
         self._node, self._board = node, board
-        self._listener = sockets.peer_listener(context, node.listen_peer)
-        self._apply = sockets.local_listener(context, node.ipc("raft"))
-        self._peers = {member.id: sockets.peer_caller(context, member.address) for member in node.peers}
+        self._ticker = Ticker(node.heartbeat_ms / 1000)
+        self._ends = ends = _Ends(self._ticker)
+        self._listener = ends.hear(sockets.peer_listener(context, node.listen_peer))
+        self._apply = ends.hear(sockets.local_listener(context, node.ipc("raft")))
+        self._peers = {member.id: ends.tell(sockets.peer_caller(context, member.address)) for member in node.peers}
+        ends.hear(wal_fd)
         self._heads = {
             (id, what): _PEER_HEAD.pack(_PEER_VERSION, what, node.cluster_id, node.member_id, id)
             for id in self._peers
             for what in (_RAFT, _FLOOR, _ASK, _ANSWER)
         }
-        self._ticker = Ticker(node.heartbeat_ms / 1000)
         self._attached = self._stranger = b""
-        self._ends = _Ends(self._ticker, self._listener, self._apply, wal_fd)
 
     def wait(self, *, idle: bool) -> None:
         """Until something arrives, the disk has something to say, or the next tick is due."""
@@ -221,19 +234,18 @@ class RaftLink:
 
     def _send(self, to: int, what: int, body: bytes) -> None:
         frame = self._heads[to, what] + body
-        try:
-            self._peers[to].send(frame, zmq.NOBLOCK)
+        if self._ends.send(self._peers[to], frame):
             self._board.peer_sent_bytes[to].add(len(frame))
-        except zmq.Again:  # not connected, or its queue is full: Raft says it again
+        else:  # not connected, or its queue is full: Raft says it again
             self._board.peer_send_failures[to].add()
 
     def to_apply(self, message: Message) -> None:
-        self._apply.send_multipart([self._attached, internal.encode(message)])
+        self._ends.push(self._apply, internal.encode(message), self._attached)
 
     def to_stranger(self, message: Message) -> None:
         if isinstance(message, Attached):
             self._attached = self._stranger
-        self._apply.send_multipart([self._stranger, internal.encode(message)])
+        self._ends.push(self._apply, internal.encode(message), self._stranger)
 
 
 class ApplyLink:
@@ -242,13 +254,13 @@ class ApplyLink:
     def __init__(self, context: Context, node: NodeConfig, board: ApplyBoard) -> None:
         self._board = board
         urls = [node.listen_native, f"ipc://{node.ipc('calls')}"]
-        self._clients = sockets.client_listener(context, urls, sockets.ANSWERS_MAX)
-        self._raft = sockets.local_caller(context, node.ipc("raft"))
-        self._watch = sockets.local_listener(context, node.ipc("watch"))
-        self._watcher = b""
         self._ticker = Ticker(node.heartbeat_ms / 1000)
-        self._ends = _Ends(self._ticker, self._clients, self._raft, self._watch)
-        self.wake_on = self._ends.wake_on
+        self._ends = ends = _Ends(self._ticker)
+        self._clients = ends.hear(sockets.client_listener(context, urls, sockets.ANSWERS_MAX))
+        self._raft = ends.hear(sockets.local_caller(context, node.ipc("raft")))
+        self._watch = ends.hear(sockets.local_listener(context, node.ipc("watch")))
+        self._watcher = b""
+        self.wake_on = ends.wake_on
 
     def wait(self, *, idle: bool, soon: bool) -> None:
         """Until something arrives or the next tick is due; not long if there will be something to do `soon`."""
@@ -261,7 +273,7 @@ class ApplyLink:
             self._watcher = identity
             yield internal.decode(frame)
         size = 0
-        for client in _clients(self._ends.drain(self._clients)):
+        for client in self._ends.clients(self._clients):
             size += len(client.frame)
             yield client
         if size:
@@ -270,15 +282,15 @@ class ApplyLink:
             yield Tick()
 
     def to_raft(self, message: Message) -> None:
-        self._raft.send(internal.encode(message))
+        self._ends.push(self._raft, internal.encode(message))
 
     def to_watch(self, message: Message) -> None:
-        self._watch.send_multipart([self._watcher, internal.encode(message)])
+        self._ends.push(self._watch, internal.encode(message), self._watcher)
 
     def reply(self, identity: bytes, records: Sequence[bytes]) -> list[bytes] | None:
         sent = 0
         for frame, count in frames_of(records):
-            taken = _send(self._clients, identity, frame)
+            taken = self._ends.answer(self._clients, identity, frame)
             if taken is None:
                 self._board.replies_dropped.add(len(records) - sent)
                 return None
@@ -294,14 +306,11 @@ class WatchLink:
 
     def __init__(self, context: Context, node: NodeConfig) -> None:
         urls = [node.listen_watch, f"ipc://{node.ipc('streams')}"]
-        self._clients = sockets.client_listener(context, urls, sockets.WATCH_MAX)
-        self._broadcast = sockets.broadcaster(context, node.listen_broadcast)
-        self._apply = sockets.local_caller(context, node.ipc("watch"))
         self._ticker = Ticker(node.heartbeat_ms / 1000)
-        self._ends = _Ends(self._ticker, self._clients, self._broadcast, self._apply)
-        self._callers = zmq.Poller()
-        for socket in (self._clients, self._broadcast):
-            self._callers.register(socket, zmq.POLLIN)
+        self._ends = ends = _Ends(self._ticker)
+        self._clients = ends.hear(sockets.client_listener(context, urls, sockets.WATCH_MAX))
+        self._broadcast = ends.hear(sockets.broadcaster(context, node.listen_broadcast))
+        self._apply = ends.hear(sockets.local_caller(context, node.ipc("watch")))
 
     def wait(self) -> None:
         """Until something arrives or the next tick is due."""
@@ -309,7 +318,7 @@ class WatchLink:
 
     def rest(self, seconds: float) -> None:
         """For so long, unless a client wants something."""
-        self._callers.poll(int(seconds * 1000))
+        self._ends.wait_for((self._clients, self._broadcast), int(seconds * 1000))
 
     def receive(self) -> Iterator[Tick | ClientFrame | Subscription | Message]:
         for (frame,) in self._ends.drain(self._apply):
@@ -317,19 +326,19 @@ class WatchLink:
         for frames in self._ends.drain(self._broadcast):
             if len(frames[0]) == 1 + TOPIC_BYTES and frames[0][0] in (0, 1):  # else of nobody who knows a topic
                 yield Subscription(frames[0][1:], bool(frames[0][0]))
-        yield from _clients(self._ends.drain(self._clients))
+        yield from self._ends.clients(self._clients)
         if self._ticker.due():
             yield Tick()
 
     def to_apply(self, message: Message) -> None:
-        self._apply.send(internal.encode(message))
+        self._ends.push(self._apply, internal.encode(message))
 
     def send(self, identity: bytes, frame: bytes) -> bool | None:
         """False: not now, its queue is full. None: it is gone."""
-        return _send(self._clients, identity, frame)
+        return self._ends.answer(self._clients, identity, frame)
 
     def publish(self, frame: bytes) -> None:
-        self._broadcast.send(frame, zmq.NOBLOCK)
+        self._ends.send(self._broadcast, frame)
 
 
 class Answers(NamedTuple):
@@ -354,14 +363,16 @@ class GatewayLink:
     """The edge, and this node's apply and watch processes, whose client the gateway is."""
 
     def __init__(self, context: Context, node: NodeConfig, edge_fd: int) -> None:
-        self._apply = sockets.gateway_caller(context)
-        self._watch = sockets.gateway_caller(context)
-        self._monitors = {
-            "apply": sockets.breaks(self._apply, f"ipc://{node.ipc('calls')}"),
-            "watch": sockets.breaks(self._watch, f"ipc://{node.ipc('streams')}"),
-        }
         self._ticker = Ticker(node.heartbeat_ms / 1000)
-        self._ends = _Ends(self._ticker, edge_fd, self._apply, self._watch, *self._monitors.values())
+        self._ends = ends = _Ends(self._ticker)
+        ends.hear(edge_fd)
+        apply, watch = sockets.gateway_caller(context), sockets.gateway_caller(context)
+        monitors = {
+            "apply": sockets.breaks(apply, f"ipc://{node.ipc('calls')}"),
+            "watch": sockets.breaks(watch, f"ipc://{node.ipc('streams')}"),
+        }
+        self._apply, self._watch = ends.hear(apply), ends.hear(watch)
+        self._monitors = {whom: ends.hear(monitor) for whom, monitor in monitors.items()}
 
     def wait(self, *, stuck: bool) -> None:
         """Until something arrives, the edge has something to do, or the next tick is due; not long if `stuck`."""
@@ -379,15 +390,7 @@ class GatewayLink:
             yield Tick()
 
     def to_apply(self, frame: bytes) -> bool:
-        return _hand_over(self._apply, frame)
+        return self._ends.send(self._apply, frame)
 
     def to_watch(self, frame: bytes) -> bool:
-        return _hand_over(self._watch, frame)
-
-
-def _hand_over(socket: zmq.Socket[bytes], frame: bytes) -> bool:
-    try:
-        socket.send(frame, zmq.NOBLOCK)
-    except zmq.Again:
-        return False
-    return True
+        return self._ends.send(self._watch, frame)

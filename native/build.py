@@ -2,7 +2,7 @@
 
 A header is read twice: by the compiler, and between its marker comments by cffi's `cdef`. So there is one place that
 says what C offers, and the compiler checks what Python was told. Modules are built beside their sources:
-`native._wal`, `native._plain`, `native._edge`.
+`native._wal`, `native._plain`, `native._ends`, `native._edge`.
 """
 
 from __future__ import annotations
@@ -77,6 +77,21 @@ def plain_ffi() -> FFI:
     return ffi
 
 
+def ends_ffi() -> FFI:
+    """The builder of `native._ends`: a process's ZeroMQ sockets, waited for together."""
+    ffi = FFI()
+    ffi.cdef(declarations(HERE / "ends.h"))
+    ffi.set_source(
+        "native._ends",
+        '#include "ends.h"',
+        sources=["native/ends.c"],
+        include_dirs=["native"],
+        depends=["native/ends.h"],
+        extra_compile_args=FLAGS,
+    )
+    return ffi
+
+
 def edge_ffi() -> FFI:
     """The builder of `native._edge`: HTTP/2, gRPC and TLS, over the system's nghttp2 and OpenSSL."""
     ffi = FFI()
@@ -93,7 +108,7 @@ def edge_ffi() -> FFI:
     return ffi
 
 
-BUILDERS: tuple[Callable[[], FFI], ...] = (wal_ffi, plain_ffi, edge_ffi)
+BUILDERS: tuple[Callable[[], FFI], ...] = (wal_ffi, plain_ffi, ends_ffi, edge_ffi)
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ depends="ops/install.sh setup.py pyproject.toml cluster/version.py native/build.
     grep -v '^native/_' | tr '\n' ' ')"
 # shellcheck disable=SC2086
 state=$( (pwd; cat $depends) | cksum)
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$state" ] && [ -x .venv/bin/kvorum ] && ls native/_wal*.so native/_plain*.so native/_edge*.so > /dev/null 2>&1
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$state" ] && [ -x .venv/bin/kvorum ] && ls native/_wal*.so native/_plain*.so native/_ends*.so native/_edge*.so > /dev/null 2>&1
 then
     compile
     exit 0

@@ -1,4 +1,4 @@
-"""C under gcc's sanitizers: wal_test.c, for threads too, and the edge as its own tests use it."""
+"""C under gcc's sanitizers: wal_test.c, for threads too; the edge and the ends as their own tests use them."""
 
 from __future__ import annotations
 
@@ -48,32 +48,41 @@ def runtime(name: str) -> str | None:
     return done.stdout.strip() if Path(done.stdout.strip()).is_absolute() else None
 
 
-def test_the_edge_passes_its_tests_under_sanitizers(tmp_path: Path) -> None:
-    """The extension built with them, and all of the edge's tests once more, in a copy of what they need.
+def passes_its_tests(part: str, tests: list[str], tmp_path: Path) -> None:
+    """The extension `part` built with the sanitizers, and these tests once more, in a copy of what they need.
 
     Leaks are looked for by the fuzzer's target: Python has too many of its own.
     """
+    leave_out = shutil.ignore_patterns("*.so", "__pycache__", f"_{part}.c")
     for name in ("native", "tests/native"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "__pycache__", "_edge.c"))
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=leave_out)
     for name in ("tests/__init__.py", "tests/conftest.py"):
         shutil.copy(ROOT / name, tmp_path / name)
     for module in (ROOT / "native").glob("_*.so"):
-        if not module.name.startswith("_edge"):
+        if not module.name.startswith(f"_{part}"):
             shutil.copy(module, tmp_path / "native")
     flags = "-O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
-    build = "from native import build; build.BUILDERS = (build.edge_ffi,); build.main()"
+    build = f"from native import build; build.BUILDERS = (build.{part}_ffi,); build.main()"
     environment = os.environ | {"CFLAGS": flags, "LDFLAGS": "-fsanitize=address,undefined"}
     subprocess.run([sys.executable, "-c", build], cwd=tmp_path, env=environment, check=True, capture_output=True)
     loaded = runtime("libasan.so")
     assert loaded, "gcc has no libasan"
     environment |= {"LD_PRELOAD": loaded, "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0", "PYTHONMALLOC": "malloc"}
-    tests = [f"tests/native/{name}" for name in EDGE_TESTS]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), *tests]
-    check = "import native._edge as e; print(e.__file__)"
+    paths = [f"tests/native/{name}" for name in tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), *paths]
+    check = f"import native._{part} as module; print(module.__file__)"
     found = subprocess.run([sys.executable, "-c", check], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert found.stdout.startswith(str(tmp_path)), found
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+
+
+def test_the_edge_passes_its_tests_under_sanitizers(tmp_path: Path) -> None:
+    passes_its_tests("edge", EDGE_TESTS, tmp_path)
+
+
+def test_ends_pass_their_tests_under_sanitizers(tmp_path: Path) -> None:
+    passes_its_tests("ends", ["test_ends.py"], tmp_path)
 
 
 def test_every_file_of_the_edge_is_built() -> None:
