@@ -533,7 +533,7 @@ class Raft:
         if self._reads.waiting and self._committed_in_term():
             self._reads.open(self.log.committed)
             leading.own_round(self._reads.round)
-            leading.heartbeat(self._reads.round)
+            leading.ask(self._reads.round)
             self._confirm_reads(leading)  # a leader that is alone is its own majority
 
     def _confirm_reads(self, leading: Leadership) -> None:

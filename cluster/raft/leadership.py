@@ -161,9 +161,20 @@ class Leadership:
     def heartbeat(self, round: int) -> None:
         """Say to all that this member leads; `round` is the newest round of reads to be confirmed."""
         for peer, progress in self._peers:
-            commit = min(progress.match, self._log.committed)
-            progress.told = max(progress.told, commit)
-            self._send(Message(MessageType.HEARTBEAT, peer, self._id, self._term, commit=commit, context=round))
+            self._heartbeat(peer, progress, round)
+
+    def ask(self, round: int) -> None:
+        """Have a round of reads confirmed: by as many as are needed, of those heard lately the ones that answered the
+        newest round. Who of them doesn't answer holds it up until the next heartbeat, which all get, and then is
+        behind the others."""
+        order = [(not one.active, -one.read_round, peer) for peer, one in self._peers if peer in self._voters]
+        for _, _, peer in sorted(order)[: len(self._voters) // 2]:
+            self._heartbeat(peer, self._progress[peer], round)
+
+    def _heartbeat(self, peer: int, progress: Progress, round: int) -> None:
+        commit = min(progress.match, self._log.committed)
+        progress.told = max(progress.told, commit)
+        self._send(Message(MessageType.HEARTBEAT, peer, self._id, self._term, commit=commit, context=round))
 
     def hurry(self, id: int) -> None:
         """Don't wait for the next heartbeat to find out what this member lacks."""

@@ -6,7 +6,7 @@
 
 A read may be answered with the commit index of any moment after it arrived, provided that its leader was still the
 leader at some moment after it arrived (Raft dissertation 6.4). Hence: a round counts only answers to heartbeats that
-left after all of its reads had arrived. Rounds have ascending numbers, a heartbeat carries the newest, and an answer to
+left after all of its reads had arrived, and goes to no more members than it needs (leadership.py). Rounds have ascending numbers, a heartbeat carries the newest, and an answer to
 round n confirms every round up to n. A read never joins a round that has been opened. Leases (answering on the strength
 of a clock) are not done: a paused process would answer with the past.
 
