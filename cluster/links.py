@@ -88,7 +88,15 @@ class _Ends:
         end = self._fds.get(fd)
         if end is None:
             end = self._fds[fd] = self._ends.add(fd)
+        self.listen(end, wanted)
+
+    def listen(self, end: int, wanted: bool) -> None:
+        """Whether it is waited for."""
         self._mask = self._mask | 1 << end if wanted else self._mask & ~(1 << end)
+
+    def heard(self, end: int) -> bool:
+        """It had something when the wait ended."""
+        return bool(self._ready >> end & 1)
 
     def wait(self, *, idle: bool, ms_max: int = 1 << 30) -> None:
         self._ready = self._ends.wait(self._mask, min(self._ticker.wait_ms(), ms_max) if idle else 0)
@@ -98,7 +106,7 @@ class _Ends:
         self._ends.wait(sum([1 << end for end in ends]), ms)
 
     def drain(self, end: int) -> Iterator[list[bytes]]:
-        more = bool(self._ready >> end & 1)
+        more = self.heard(end)
         while more:
             messages, more = self._ends.take(end)
             yield from messages
@@ -107,7 +115,7 @@ class _Ends:
         """What clients have sent, about as much as one turn takes. A message that isn't one frame is from no client of
         ours."""
         size = count = 0
-        more = bool(self._ready >> end & 1)
+        more = self.heard(end)
         while more and size <= TURN_BYTES and count < TURN_FRAMES:
             messages, more = self._ends.take(end)
             for frames in messages:
@@ -169,7 +177,7 @@ class RaftLink:
         self._listener = ends.hear(sockets.peer_listener(context, node.listen_peer))
         self._apply = ends.hear(sockets.local_listener(context, node.ipc("raft")))
         self._peers = {member.id: ends.tell(sockets.peer_caller(context, member.address)) for member in node.peers}
-        ends.hear(wal_fd)
+        self._disk = ends.hear(wal_fd)
         self._heads = {
             (id, what): _PEER_HEAD.pack(_PEER_VERSION, what, node.cluster_id, node.member_id, id)
             for id in self._peers
@@ -177,9 +185,14 @@ class RaftLink:
         }
         self._attached = self._stranger = b""
 
-    def wait(self, *, idle: bool) -> None:
-        """Until something arrives, the disk has something to say, or the next tick is due."""
+    def wait(self, *, idle: bool, disk: bool) -> None:
+        """Until something arrives, the next tick is due, or, if wanted, the disk has something to say."""
+        self._ends.listen(self._disk, disk)
         self._ends.wait(idle=idle)
+
+    @property
+    def disk_spoke(self) -> bool:
+        return self._ends.heard(self._disk)
 
     def receive(self) -> Iterator[Tick | FromPeer | Message]:
         for frames in self._ends.drain(self._listener):

@@ -98,6 +98,11 @@ class Link(Protocol):
         it slept as time in which nobody spoke."""
         ...
 
+    @property
+    def disk_spoke(self) -> bool:
+        """The journal's descriptor was readable. It stays so until the journal is asked what is durable."""
+        ...
+
     def send(self, messages: Sequence[peer.Message]) -> None:
         """To the peers named in them. May lose any of them."""
         ...
@@ -190,6 +195,8 @@ class Raftd:
             self._tell_status()
 
     def _collect_syncs(self) -> None:
+        if not self._syncing and not self.link.disk_spoke:
+            return
         durable = self.wal.durable()
         while self._syncing and self._syncing[0][0] <= durable:
             hit("raftBeforeAcknowledge")
@@ -375,7 +382,7 @@ def main(argv: Sequence[str]) -> int:
     process.settle()
     try:
         while not process.stopping:
-            link.wait(idle=raftd.idle)
+            link.wait(idle=raftd.idle, disk=core.waits_for_disk)
             raftd.turn()
     except NoSpace as full:
         return process.fatal(Exit.NO_SPACE, f"no space left for the log in {node.wal_dir}: {full}")

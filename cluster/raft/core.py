@@ -158,6 +158,15 @@ class Raft:
             or out.rejected
         )
 
+    @property
+    def waits_for_disk(self) -> bool:
+        """Would `appended` move anything on? A leader whose followers have yet to answer needs not know at once."""
+        if not self._in_flight or self._leading is None:
+            return bool(self._in_flight)
+        if self.log.committed > self.log.stable_index or self._leading.waits_for_own:
+            return True
+        return any(append.messages for append in self._in_flight)  # from before it led
+
     # Inputs
 
     def step(self, message: Message) -> None:

@@ -63,6 +63,13 @@ class Leadership:
     def durable_at_majority(self) -> int:
         return self._voters.agreed({id: progress.match for id, progress in self._progress.items()})
 
+    @property
+    def waits_for_own(self) -> bool:
+        """Only the leader's own disk is missing for a majority that holds more than is committed."""
+        match = {id: progress.match for id, progress in self._progress.items()}
+        match[self._id] = self._log.last_index
+        return self._voters.agreed(match) > self._log.committed
+
     def round_at_majority(self) -> int:
         return self._voters.agreed({id: progress.read_round for id, progress in self._progress.items()})
 

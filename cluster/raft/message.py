@@ -122,6 +122,14 @@ _ENTRY = struct.Struct("<QIB")
 _COUNT = struct.Struct("<I")
 _TYPES = {int(type): type for type in MessageType}
 _BODIES = {type: struct.Struct("<" + "Q" * len(names)) for type, names in _FIELDS.items()}
+_NUMBERS = Message._fields[4:9]
+"""The fields that _FIELDS chooses from, which follow each other in a Message."""
+_PLACES = {type: tuple(4 + _NUMBERS.index(name) for name in names) for type, names in _FIELDS.items()}
+_ORDERS = {
+    type: tuple(names.index(name) if name in names else len(names) for name in _NUMBERS)
+    for type, names in _FIELDS.items()
+}
+"""Where in a body each of _NUMBERS is, or behind it."""
 
 
 def encode(m: Message) -> bytes:
@@ -136,7 +144,7 @@ def encode(m: Message) -> bytes:
         m.sender,
         m.term,
     )
-    fields = _BODIES[type].pack(*[getattr(m, name) for name in _FIELDS[type]])
+    fields = _BODIES[type].pack(*[m[place] for place in _PLACES[type]])
     if type is MessageType.APPEND:
         parts = [head, fields, _COUNT.pack(len(m.entries))]
         index = m.index
@@ -179,12 +187,14 @@ def _decode(frame: bytes) -> Message:
         raise MalformedMessage(f"{type.name} from {sender} to {to}")
     if not 0 < term < NUMBER_MAX:
         raise MalformedMessage(f"{type.name} of term {term}")
-    fields = dict(zip(_FIELDS[type], _BODIES[type].unpack_from(frame, _HEAD.size), strict=True))
-    at = _HEAD.size + _BODIES[type].size
+    body = _BODIES[type]
+    numbers = (*body.unpack_from(frame, _HEAD.size), 0)
+    index, log_term, commit, hint, context = [numbers[place] for place in _ORDERS[type]]
+    at = _HEAD.size + body.size
     entries: tuple[Entry, ...] = ()
     data = b""
     if type is MessageType.APPEND:
-        entries, at = _decode_entries(frame, at, term, fields["index"], fields["log_term"])
+        entries, at = _decode_entries(frame, at, term, index, log_term)
     elif type is MessageType.PROPOSE:
         (length,) = _COUNT.unpack_from(frame, at)
         at += _COUNT.size
@@ -199,12 +209,16 @@ def _decode(frame: bytes) -> Message:
         to,
         sender,
         term,
-        reject=bool(flags & _REJECT),
-        force=bool(flags & _FORCE),
-        reason=_REASONS[reason],
-        entries=entries,
-        data=data,
-        **fields,
+        index,
+        log_term,
+        commit,
+        hint,
+        context,
+        bool(flags & _REJECT),
+        bool(flags & _FORCE),
+        _REASONS[reason],
+        entries,
+        data,
     )
     _check(m)
     return m

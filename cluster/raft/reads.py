@@ -6,9 +6,10 @@
 
 A read may be answered with the commit index of any moment after it arrived, provided that its leader was still the
 leader at some moment after it arrived (Raft dissertation 6.4). Hence: a round counts only answers to heartbeats that
-left after all of its reads had arrived, and goes to no more members than it needs (leadership.py). Rounds have ascending numbers, a heartbeat carries the newest, and an answer to
-round n confirms every round up to n. A read never joins a round that has been opened. Leases (answering on the strength
-of a clock) are not done: a paused process would answer with the past.
+left after all of its reads had arrived; these go to no more members than are needed (leadership.py). Rounds have
+ascending numbers, a heartbeat carries the newest, and an answer to round n confirms every round up to n. A read never
+joins a round that has been opened. Leases (answering on the strength of a clock) are not done: a paused process would
+answer with the past.
 
 A follower asks its leader once for all that waits. The number of the question must never have been used before, not
 even by an earlier run of this process: an answer to a question of before the crash would be an index from before the

@@ -166,6 +166,33 @@ def test_there_is_nothing_ready_after_ready() -> None:
     assert raft.ready() == Ready()
 
 
+def test_a_leader_waits_for_its_disk_only_when_that_is_what_is_missing() -> None:
+    cluster = Cluster()
+    cluster.elect(1)
+    cluster.propose(1)
+    cluster.turn(1)
+    leader, follower = cluster[1], cluster[2]
+    assert not leader.waits_for_disk, "a follower has to answer first"
+    cluster.deliver(2)
+    assert follower.waits_for_disk, "its answer to the leader waits"
+    cluster.sync(2)
+    assert not follower.waits_for_disk
+    cluster.deliver(1)
+    assert leader.waits_for_disk, "it would be the second of three"
+    cluster.deliver(3)
+    cluster.sync(3)
+    cluster.deliver(1)
+    assert (leader.commit, leader.applicable) == (2, 1)
+    assert leader.waits_for_disk, "its store must not be ahead of its log"
+    cluster.sync(1)
+    assert (leader.applicable, leader.waits_for_disk) == (2, False)
+    alone = Cluster(1)
+    alone.elect(1)
+    alone.propose(1)
+    alone.turn(1)
+    assert alone[1].waits_for_disk
+
+
 def test_a_commit_index_alone_is_not_written() -> None:
     """It is a hint that spares work after a restart and rides along with the next write (core.py)."""
     cluster = Cluster()

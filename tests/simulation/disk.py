@@ -146,6 +146,8 @@ class SimWal:
         self._last_index = disk.synced.last_index
         self._marks: list[tuple[int, int]] = []  # (position, records up to it), not yet durable
         self._syncing = False
+        self.said = False
+        """The descriptor is readable."""
         self._failed = False
 
     def append(self, hard_state: HardState | None, entries: Sequence[Entry]) -> int:
@@ -167,6 +169,7 @@ class SimWal:
 
     def durable(self) -> int:
         self._check()
+        self.said = False
         return self._durable
 
     def read(self, first: int, last: int, max_bytes: int) -> list[Entry]:
@@ -209,6 +212,7 @@ class SimWal:
         if self.closed:
             return
         disk = self.disk
+        self.said = True
         if disk.breaking:
             self._failed = True
             self._wake()

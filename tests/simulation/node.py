@@ -55,6 +55,10 @@ class RaftLink:
         self.node = node
         self._attached = self._stranger = b""
 
+    @property
+    def disk_spoke(self) -> bool:
+        return self.node.disk.wal is not None and self.node.disk.wal.said
+
     def receive(self) -> Iterator[object]:
         for port, source, frame in self.node.raft.take():
             if port == "apply":
@@ -305,7 +309,7 @@ class Node:
             self._start_watch(actor)
 
     def _start_raft(self, actor: Actor) -> None:
-        wal, found = self.disk.open(actor.wake, self._writes)
+        wal, found = self.disk.open(self._disk_said, self._writes)
         epoch, sizes = actor.runs + 1, self._sizes
         log = self._shells.log(
             wal,
@@ -447,6 +451,13 @@ class Node:
             return
         self.watchman.raft_turned(self)
         if not shell.idle:
+            self.raft.wake()
+        self._disk_said()
+
+    def _disk_said(self) -> None:
+        """The disk has news: it wakes the process only while that waits for it, as in the loop of cluster.raftd."""
+        wal, shell = self.disk.wal, self.raftd
+        if wal is not None and wal.said and shell is not None and shell.core.waits_for_disk:
             self.raft.wake()
 
     def _apply_turn(self) -> None:
