@@ -101,8 +101,10 @@ def methods() -> list[edge.Method]:
     """What the edge is to know: etcd's paths, and who deals with each."""
     table = []
     for method, shape in wire.METHODS.items():
-        if method in (Method.WATCH, Method.LEASE_KEEP_ALIVE):
+        if method == Method.WATCH:
             table.append(edge.Method(shape.path, method, edge.STREAM))
+        elif method == Method.LEASE_KEEP_ALIVE:
+            table.append(edge.Method(shape.path, method, edge.STREAM | edge.CALLS))
         elif method == Method.RANGE_STREAM:
             table.append(edge.Method(shape.path, method, edge.UNARY))
         elif method not in (Method.HELLO, Method.SNAPSHOT):
@@ -146,6 +148,7 @@ class Gateway:
         self._watches: dict[int, None] = {}
         self._ranges: dict[int, None] = {}  # RangeStreams, which apply answers to the edge
         self._renewals: dict[int, int] = {}  # lease streams, and how many answers they wait for
+        self._renewing: dict[int, None] = {}  # those that the edge deals with
         self._closing: set[int] = set()  # lease streams whose client says no more
         self._to_apply: list[bytes] = []  # records of this turn
         self._to_watch: list[bytes] = []
@@ -301,7 +304,7 @@ class Gateway:
                 then(LOST.code, LOST.text.encode())
             return
         for method in wire.METHODS:
-            if method not in (Method.WATCH, Method.LEASE_KEEP_ALIVE):
+            if method != Method.WATCH:
                 self.front.fail(LOST.code, LOST.text, method=method)
         for id in self._ranges:
             self.end(id, LOST.code, LOST.text)
@@ -420,12 +423,16 @@ class Gateway:
             self._watches[id] = None
             takes = b"" if id & OWN else SHARES  # the edge fans out, and knows no inner streams
             self._to_watch.append(wire.encode(Method.WATCH, Kind.STREAM_OPEN, 0, id, takes))
-        else:
+        elif flags or id & OWN:
             self._renewals[id] = 0
+        else:
+            self._renewing[id] = None
 
     def _message(self, id: int, payload: bytes) -> None:
         if id in self._watches:
             self._to_watch.append(wire.encode(Method.WATCH, Kind.STREAM_MESSAGE, 0, id, payload))
+        elif id in self._renewing:
+            self._to_apply.append(wire.encode(Method.LEASE_KEEP_ALIVE, Kind.CALL, 0, id, payload))
         elif id in self._renewals:
             self._renewals[id] += 1
             self.ask(Method.LEASE_KEEP_ALIVE, payload, lambda status, answer: self._renewed(id, status, answer))
@@ -468,9 +475,8 @@ class Gateway:
         if not connection:
             self._abandon(id)
             return
-        for gone in [
-            one for one in (*self._watches, *self._ranges, *self._renewals) if one >> 32 == id >> 32 and not one & OWN
-        ]:
+        known = *self._watches, *self._ranges, *self._renewals, *self._renewing
+        for gone in [one for one in known if one >> 32 == id >> 32 and not one & OWN]:
             self._forget(gone)
         for gone in self.recipes.of_connection(id >> 32):
             if not gone & OWN:
@@ -493,6 +499,7 @@ class Gateway:
         if id in self._ranges:
             del self._ranges[id]
             self._to_apply.append(wire.encode(Method.RANGE_STREAM, Kind.STREAM_CLOSE, 0, id, b""))
+        self._renewing.pop(id, None)
         self._renewals.pop(id, None)
         self._closing.discard(id)
 
@@ -555,7 +562,8 @@ class Gateway:
                 self.ask(Method.STATUS, pb.StatusRequest(), self._told_status)
             self._now_and_then()
         calls = len(self.recipes) + len(self.snapshots)
-        self.board.streams.set(len(self._watches) + len(self._ranges) + len(self._renewals) + calls)
+        own = len(self._watches) + len(self._ranges) + len(self._renewals) + len(self._renewing)
+        self.board.streams.set(own + calls)
 
     def _count(self) -> None:
         """Whose calls have come in. What comes as JSON names no version."""

@@ -285,6 +285,10 @@ static bool carry_out_call(struct edge *e, uint8_t kind, uint16_t status, uint64
     if (!c) return false;
     switch (kind) {
     case EDGE_REPLY:
+        if (c->shape & EDGE_CALLS) {
+            edge_answer_call(c, status, payload, length);
+            return true;
+        }
         if (!status) edge_answer_message(c, payload, length, NULL, NULL, 0);
         edge_answer_end(c, status, (const char *)payload, status ? length : 0);
         return true;
@@ -412,7 +416,8 @@ int64_t edge_fail(struct edge *e, int method, int status, const char *text) {
     for (struct edge_call *c = e->piped, *next; c; c = next) {
         next = c->also_next;
         if (method && c->method != method) continue;
-        edge_answer_end(c, (uint16_t)status, text, length);
+        if (c->shape & EDGE_CALLS) edge_answer_call(c, (uint16_t)status, (const uint8_t *)text, (uint32_t)length);
+        else edge_answer_end(c, (uint16_t)status, text, length);
         count++;
     }
     depart(e);

@@ -36,7 +36,11 @@ enum edge_shape {
     EDGE_UNARY = 0,                   /* one message in: EDGE_CALL; answered by one or by many (a server stream) */
     EDGE_PIPE = 1,                    /* the same, in the batch `calls` if it has no metadata and there is room */
     EDGE_STREAM = 2,                  /* messages in as they come: EDGE_BEGUN, EDGE_MESSAGE, EDGE_HALF_CLOSED */
-    EDGE_GRANTED = 4                  /* with EDGE_STREAM: the peer's window is given back by EDGE_GRANT alone */
+    EDGE_GRANTED = 4,                 /* with EDGE_STREAM: the peer's window is given back by EDGE_GRANT alone */
+    EDGE_CALLS = 8                    /* with EDGE_STREAM: each message is a call that has the stream's id, in the batch
+                                         `calls` if there is room, and each EDGE_REPLY a message. The stream ends when
+                                         its client has ended and all are answered, or with the first error. Only
+                                         without metadata; else it is a stream as any other */
 };
 
 enum edge_event_kind {
@@ -48,7 +52,8 @@ enum edge_event_kind {
     EDGE_MESSAGE = 5,                 /* payload: the message */
     EDGE_HALF_CLOSED = 6,             /* no more messages, or bytes, from there */
     EDGE_CANCELLED = 7,               /* the call is gone; status: 1 by the client, 4 its deadline has passed, 13 its
-                                         client broke a rule, 8 a limit. Not for calls that went into `calls`, not after
+                                         client broke a rule, 8 a limit; of a stream of EDGE_CALLS any, whatever ended
+                                         it. Not for calls that went into `calls`, not after
                                          EDGE_CLOSED, not after the last answer */
     EDGE_UNKNOWN = 8,                 /* a call of a path that is not in the table; payload: the path. To be answered */
     EDGE_BLOCKED = 9,                 /* call or HTTP/1 connection: much waits already, deliver no more */

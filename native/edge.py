@@ -13,7 +13,8 @@
         edge.deliver(answers)               # a wire batch as it came
 
 Everything is per batch; the one loop over events is for what is not in `calls`. That includes calls of PIPE methods
-with a token or hasleader, and whatever came when `calls` was full. When CANCELLED or CLOSED is told, nobody waits for
+with a token or hasleader, and whatever came when `calls` was full. Of a stream with CALLS, each message is such a call.
+When CANCELLED or CLOSED is told, nobody waits for
 the call any more, and an answer to it would be dropped. A call that went into `calls` is the edge's to watch: its
 deadline, its client, and fail() when nobody is left to answer. For one thread.
 """
@@ -30,6 +31,7 @@ from typing import Any, NamedTuple
 from native._edge import ffi, lib
 
 UNARY, PIPE, STREAM, GRANTED = lib.EDGE_UNARY, lib.EDGE_PIPE, lib.EDGE_STREAM, lib.EDGE_GRANTED
+CALLS = lib.EDGE_CALLS
 
 OPENED, CLOSED, CALL, BEGUN = lib.EDGE_OPENED, lib.EDGE_CLOSED, lib.EDGE_CALL, lib.EDGE_BEGUN
 MESSAGE, HALF_CLOSED, CANCELLED, UNKNOWN = lib.EDGE_MESSAGE, lib.EDGE_HALF_CLOSED, lib.EDGE_CANCELLED, lib.EDGE_UNKNOWN

@@ -110,7 +110,7 @@ static void measure(struct edge_call *c, uint32_t cost) {
     struct edge_connection *k = c->connection;
     struct edge *e = k->edge;
     if (edge_overdrawn(k, cost)) return;
-    if (c->flags & (CALL_BLOCKED | CALL_FINISHED) || !(c->flags & CALL_TOLD)) return;
+    if (c->flags & (CALL_BLOCKED | CALL_FINISHED) || !(c->flags & CALL_TOLD) || c->shape & EDGE_CALLS) return;
     if (c->queue.bytes < e->config.outbound_high && k->outbound < e->config.outbound_connection_high) return;
     edge_call_list(c, &k->blocked_calls, CALL_BLOCKED);
     edge_event(e, edge_call_id(c), EDGE_BLOCKED, c->method, 0, 0, NULL, 0, NULL, 0);
@@ -242,6 +242,28 @@ void edge_answer_end(struct edge_call *c, uint16_t status, const char *text, siz
         c->text_length = (uint32_t)length;
     }
     resume(c);
+}
+
+/* ---- streams whose messages are calls */
+
+static void end_and_tell(struct edge_call *c, uint16_t status, const char *text, size_t length) {
+    edge_answer_end(c, status, text, length);
+    edge_event(c->connection->edge, edge_call_id(c), EDGE_CANCELLED, c->method, c->status, 0, NULL, 0, NULL, 0);
+}
+
+void edge_answer_maybe_end(struct edge_call *c) {
+    if (c->flags & CALL_REMOTE_CLOSED && !(c->flags & CALL_FINISHED) && !c->unanswered) end_and_tell(c, 0, "", 0);
+}
+
+void edge_answer_call(struct edge_call *c, uint16_t status, const uint8_t *payload, uint32_t length) {
+    if (c->flags & CALL_FINISHED || !c->unanswered) return;
+    if (status) {
+        end_and_tell(c, status, (const char *)payload, length);
+        return;
+    }
+    if (!--c->unanswered) edge_call_unlist(c, &c->connection->edge->piped, CALL_PIPED);
+    edge_answer_message(c, payload, length, NULL, NULL, 0);
+    edge_answer_maybe_end(c);
 }
 
 static void submit_trailers(struct edge_call *c) {

@@ -365,6 +365,7 @@ void edge_call_begun(struct edge_call *c) {
         e->tallies[c->method].started++;
         if (!(c->metadata & EDGE_BAD_VERSION)) e->versions[c->version].started[c->method]++;
         if (c->deadline) set_timer(c);
+        if (c->metadata) c->shape &= (uint8_t)~EDGE_CALLS;
         if (c->shape & EDGE_STREAM) tell_begun(c, EDGE_BEGUN, NULL, 0);
     }
     if (!(c->flags & CALL_PLAIN)) {
@@ -433,7 +434,15 @@ static void complete(struct edge_call *c) {
         c->flags |= CALL_HAS_MESSAGE;
         return;
     }
-    edge_event(e, edge_call_id(c), EDGE_MESSAGE, c->method, 0, 0, c->message, c->have, NULL, 0);
+    bool is_call = c->shape & EDGE_CALLS;
+    if (is_call) {
+        c->unanswered++;
+        if (!(c->flags & CALL_PIPED)) edge_call_list(c, &e->piped, CALL_PIPED);
+    }
+    if (is_call && e->calls.size < e->config.batch_bytes && e->call_count < e->config.batch_records)
+        edge_call_record(e, edge_call_id(c), c->method, c->message, c->have);
+    else
+        edge_event(e, edge_call_id(c), EDGE_MESSAGE, c->method, 0, 0, c->message, c->have, NULL, 0);
     drop_message(c);
 }
 
@@ -535,6 +544,8 @@ void edge_call_half_closed(struct edge_call *c) {
         edge_answer_refuse(c, 413, GRPC_RESOURCE_EXHAUSTED, "the body is over %u bytes", e->config.message_max);
     else if (c->flags & CALL_PLAIN) request(c);
     else if (c->framing_have) edge_answer_refuse(c, 200, GRPC_INTERNAL, "unexpected EOF");
+    else if (c->shape & EDGE_CALLS)
+        edge_answer_maybe_end(c);
     else if (c->shape & EDGE_STREAM)
         edge_event(e, edge_call_id(c), EDGE_HALF_CLOSED, c->method, 0, 0, NULL, 0, NULL, 0);
     else if (!(c->flags & CALL_HAS_MESSAGE))

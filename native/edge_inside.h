@@ -106,7 +106,7 @@ struct edge_queue {
 enum edge_call_flag {
     CALL_BEGUN = 1 << 0,            /* its headers are complete */
     CALL_TOLD = 1 << 1,             /* Python knows it by an event, so it must hear of its end */
-    CALL_PIPED = 1 << 2,            /* it went into `calls`, and is in the list e->piped */
+    CALL_PIPED = 1 << 2,            /* it, or a message of it, went into `calls`; it is in the list e->piped */
     CALL_ANSWERED = 1 << 3,         /* the response has begun */
     CALL_FINISHED = 1 << 4,         /* its status is known; nothing more is taken */
     CALL_REMOTE_CLOSED = 1 << 5,
@@ -140,6 +140,7 @@ struct edge_call {
     uint8_t *message;               /* being assembled */
     uint32_t have, want, room;
     uint32_t owed;                  /* bytes of window that were not given back */
+    uint32_t unanswered;            /* of the calls that its messages are (EDGE_CALLS) */
     char *path;                     /* until the headers are complete, and of EDGE_REQUEST */
     char *token, *text;             /* metadata; the error's text for the trailers */
     char *more;                     /* of EDGE_REQUEST: headers, as its extra has them */
@@ -372,6 +373,8 @@ void edge_gzip_free(struct edge *e);
 void edge_answer_message(struct edge_call *c, const uint8_t *payload, uint32_t length, struct edge_shared *shared,
                          const uint8_t *suffix, uint8_t suffix_length);
 void edge_answer_end(struct edge_call *c, uint16_t status, const char *text, size_t length);
+void edge_answer_call(struct edge_call *c, uint16_t status, const uint8_t *payload, uint32_t length);
+void edge_answer_maybe_end(struct edge_call *c);
 void edge_answer_http(struct edge_call *c, uint16_t status, const uint8_t *payload, size_t length, bool more);
 void edge_answer_headers(struct edge_call *c);
 void edge_answer_reset(struct edge_call *c, uint32_t code);

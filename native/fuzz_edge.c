@@ -18,6 +18,7 @@ enum { LARGE = 300000, STREAMS_MAX = 64 };
 static const struct edge_method methods[] = {
     {"/test.Echo/Echo", 1, EDGE_PIPE},   {"/test.Echo/Tell", 2, EDGE_UNARY},  {"/test.Echo/Chat", 3, EDGE_STREAM},
     {"/test.Echo/Pour", 4, EDGE_UNARY},  {"/test.Echo/Held", 5, EDGE_STREAM | EDGE_GRANTED},
+    {"/test.Echo/Ask", 8, EDGE_STREAM | EDGE_CALLS},
     {"/test.Echo/Topic", 7, EDGE_STREAM},
 };
 

@@ -24,7 +24,7 @@ import h2.settings
 from native import edge
 from native.edge import Batch, Edge, Event, Limits, Method, record
 
-ECHO, TELL, CHAT, POUR, HELD, SILENT, TOPIC = 1, 2, 3, 4, 5, 6, 7
+ECHO, TELL, CHAT, POUR, HELD, SILENT, TOPIC, ASK = 1, 2, 3, 4, 5, 6, 7, 8
 METHODS = [
     Method("/test.Echo/Echo", ECHO, edge.PIPE),  # answers with what it was sent, or "fail CODE TEXT" with that
     Method("/test.Echo/Tell", TELL, edge.UNARY),  # answers with what the edge said about the call
@@ -33,6 +33,7 @@ METHODS = [
     Method("/test.Echo/Held", HELD, edge.STREAM | edge.GRANTED),  # reads and never grants
     Method("/test.Echo/Silent", SILENT, edge.PIPE),  # no answer
     Method("/test.Echo/Topic", TOPIC, edge.STREAM),  # fan_out goes to all of these
+    Method("/test.Echo/Ask", ASK, edge.STREAM | edge.CALLS),  # echoes message by message; "later" when told to
 ]
 DEFAULT = Limits()
 WAIT = 60.0
@@ -60,6 +61,7 @@ class Answering:
         self.topic: list[int] = []
         self.poured: dict[int, list[int]] = {}
         self.blocked: set[int] = set()
+        self.later: list[int] = []
 
     def __call__(self, batch: Batch) -> None:
         answers = [self._unary(*call) for call in records(batch.calls)]
@@ -74,6 +76,9 @@ class Answering:
 
     def _unary(self, method: int, call: int, payload: bytes) -> bytes:
         if method == SILENT:
+            return b""
+        if payload == b"later":
+            self.later.append(call)
             return b""
         if payload.startswith(b"fail "):
             _, code, text = payload.split(b" ", 2)
@@ -103,9 +108,11 @@ class Answering:
                 return record(edge.REPLY, call, b"%d|%d|%s|%s" % (status, left, more, payload))
             case edge.CALL, 4:  # POUR
                 self.poured[call] = [int(n) for n in payload.split()]
+            case edge.MESSAGE, 8:  # ASK, when the batch is full or there is metadata
+                return self._unary(method, call, payload) if not self.owns(call) else record(edge.SEND, call, payload)
             case edge.MESSAGE, 3:  # CHAT
                 return record(edge.SEND, call, payload)
-            case edge.HALF_CLOSED, 3 | 5 | 7:
+            case edge.HALF_CLOSED, 3 | 5 | 7 | 8:
                 return record(edge.END, call)
             case edge.BEGUN, 7:  # TOPIC
                 self.topic.append(call)
@@ -125,6 +132,10 @@ class Answering:
             case edge.HALF_CLOSED, 0:
                 return record(edge.CLOSE, call)
         return b""
+
+    def owns(self, call: int) -> bool:
+        """It is a stream with metadata, all of which is told."""
+        return any(event[0] == call and event[5] == edge.BEGUN and event[7] for event, _, _ in self.events)
 
     def _pour(self, call: int) -> bytes:
         count, size = self.poured[call]

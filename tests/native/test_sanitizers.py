@@ -39,7 +39,7 @@ def test_the_list_of_sources_is_complete() -> None:
     assert {path.name for path in (ROOT / "native").glob("wal*.c")} <= set(SOURCES)
 
 
-EDGE_TESTS = ["test_edge.py", "test_edge_hostile.py", "test_edge_gzip.py", "test_edge_http1.py", "test_edge_tls.py"]
+EDGE_TESTS = [f"test_edge{subject}.py" for subject in ("", "_calls", "_gzip", "_hostile", "_http1", "_tls")]
 
 
 def runtime(name: str) -> str | None:

@@ -148,7 +148,7 @@ def test_what_apply_has_no_room_for_waits_and_the_edge_is_not_asked_meanwhile(wo
 
 def test_what_apply_never_takes_is_answered_after_a_while(world: World) -> None:
     world.link.room = False
-    world.event(edge.BEGUN, CALL, method=Method.LEASE_KEEP_ALIVE)
+    world.event(edge.BEGUN, CALL, method=Method.LEASE_KEEP_ALIVE, status=edge.TOKEN)
     world.event(edge.MESSAGE, CALL, payload=b"1")
     for _ in range(60):
         world.arrives(Tick())
@@ -281,8 +281,21 @@ def test_a_connection_that_closes_takes_its_streams_along(world: World) -> None:
     assert list(world.front.said) == [CALL + (1 << 32)]
 
 
-def test_a_lease_stream_ends_when_all_is_answered(world: World) -> None:
+def test_a_lease_stream_without_metadata_is_the_edge_s(world: World) -> None:
+    """Its messages come as calls, mostly in the batch, and are answered as such."""
     world.event(edge.BEGUN, CALL, method=Method.LEASE_KEEP_ALIVE)
+    world.event(edge.MESSAGE, CALL, payload=b"1")
+    assert world.link.apply == [wire.Record(Method.LEASE_KEEP_ALIVE, Kind.CALL, 0, CALL, b"1")]
+    answer = wire.encode(Method.LEASE_KEEP_ALIVE, Kind.REPLY, 0, CALL, b"first")
+    world.arrives(Answers(answer))
+    assert world.front.said == {CALL: [Said(edge.REPLY, 0, b"first")]}
+    world.event(edge.CANCELLED, CALL, status=0)
+    world.event(edge.MESSAGE, CALL, payload=b"2")
+    assert len([record for record in world.link.apply if record.method == Method.LEASE_KEEP_ALIVE]) == 1
+
+
+def test_a_lease_stream_with_metadata_ends_when_all_is_answered(world: World) -> None:
+    world.event(edge.BEGUN, CALL, method=Method.LEASE_KEEP_ALIVE, status=edge.TOKEN)
     world.event(edge.MESSAGE, CALL, payload=b"1")
     world.event(edge.MESSAGE, CALL, payload=b"2")
     world.event(edge.HALF_CLOSED, CALL)
@@ -353,7 +366,7 @@ def test_a_snapshot_breaks_off_when_apply_is_gone(world: World) -> None:
 
 
 def test_a_renewal_that_fails_ends_its_stream_with_the_reason(world: World) -> None:
-    world.event(edge.BEGUN, CALL, method=Method.LEASE_KEEP_ALIVE)
+    world.event(edge.BEGUN, CALL, method=Method.LEASE_KEEP_ALIVE, status=edge.TOKEN)
     for payload in (b"1", b"2"):
         world.event(edge.MESSAGE, CALL, payload=payload)
     one, two = world.link.apply
@@ -363,11 +376,11 @@ def test_a_renewal_that_fails_ends_its_stream_with_the_reason(world: World) -> N
 
 
 def test_when_apply_is_gone_everything_under_way_there_is_told(world: World) -> None:
-    world.event(edge.BEGUN, CALL, method=Method.LEASE_KEEP_ALIVE)
+    world.event(edge.BEGUN, CALL, method=Method.LEASE_KEEP_ALIVE, status=edge.TOKEN)
     world.event(edge.MESSAGE, CALL, payload=b"1")
     world.event(edge.BEGUN, CALL + 2, method=Method.WATCH)
     world.arrives(Lost("apply"))
-    assert Method.PUT in world.front.failed
+    assert {Method.PUT, Method.LEASE_KEEP_ALIVE} <= set(world.front.failed)
     assert Method.WATCH not in world.front.failed
     assert world.front.said == {CALL: [Said(edge.END, LOST.code, LOST.text.encode())]}
 
