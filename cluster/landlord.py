@@ -65,7 +65,11 @@ class Host(Protocol):
         """Answer from the store, when there is room for the answer: `with_keys` is called with `payload`."""
         ...
 
-    def reply(self, caller: Caller, result: Result) -> None: ...
+    def header_now(self, revision: int) -> bytes:
+        """Field 1 of an answer."""
+        ...
+
+    def answer(self, caller: Caller, status: int, payload: bytes) -> None: ...
     def fail(self, caller: Caller, error: errors.KvorumError) -> None: ...
 
 
@@ -111,8 +115,7 @@ class Landlord:
                 self._expire()
         elif host.status.leader and host.status.leader != host.member_id:
             self.calls.send(host.ticks)
-        for told in self.calls.ripe(host.keyspace.applied[0]):
-            self._tell(told)
+        self._tell(self.calls.ripe(host.keyspace.applied[0]))
 
     @property
     def busy(self) -> bool:
@@ -223,14 +226,19 @@ class Landlord:
         return settled
 
     def keep_alive(self, caller: Caller, payload: bytes) -> None:
-        self._take(caller, KEEP_ALIVE, parsed(pb.LeaseKeepAliveRequest, payload).ID, False)
+        lease = codec.only_number(payload)
+        if lease:
+            self._take(Call(caller, KEEP_ALIVE, lease, False, self._host.ticks, b"\x10" + payload[1:]))
+        else:
+            lease = parsed(pb.LeaseKeepAliveRequest, payload).ID
+            self._take(Call(caller, KEEP_ALIVE, lease, False, self._host.ticks))
 
     def time_to_live(self, caller: Caller, payload: bytes) -> None:
         request = parsed(pb.LeaseTimeToLiveRequest, payload)
-        self._take(caller, TIME_LEFT, request.ID, request.keys)
+        self._take(Call(caller, TIME_LEFT, request.ID, request.keys, self._host.ticks))
 
-    def _take(self, caller: Caller, what: int, lease: int, keys: bool) -> None:
-        if not self.calls.add(Call(caller, what, lease, keys, self._host.ticks)):
+    def _take(self, call: Call) -> None:
+        if not self.calls.add(call):
             raise errors.TooManyRequests
 
     def confirmed(self, caller: Confirmation) -> None:
@@ -241,25 +249,29 @@ class Landlord:
             self.calls.put_back(confirming.calls)
             return
         applied = self._host.keyspace.applied[0]
-        for told in self.calls.confirmed(confirming.calls, confirming.remotes, self._clock(), applied):
-            self._tell(told)
+        self._tell(self.calls.confirmed(confirming.calls, confirming.remotes, self._clock(), applied))
 
     def unconfirmed(self, caller: Confirmation) -> None:
         """Nobody confirmed that in time. Whoever has waited long enough is told by `tick`."""
         self.calls.put_back(self._confirming.pop(caller.id).calls)
 
-    def _tell(self, told: Told) -> None:
-        call, left, granted = told
-        body = codec.int_field(b"\x10", call.lease) + codec.int_field(b"\x18", left)
-        if call.what == KEEP_ALIVE:
-            if left:
-                self._host.board.leases_renewed.add()
-        else:
-            body += codec.int_field(b"\x20", granted)
-            if call.keys and left >= 0:
-                self._host.read(call.caller, _WHOSE.pack(call.lease) + body)
-                return
-        self._host.reply(call.caller, Result(0, self._host.keyspace.revision, body))
+    def _tell(self, all_told: list[Told]) -> None:
+        if not all_told:
+            return
+        host, renewed = self._host, 0
+        header = host.header_now(host.keyspace.revision)
+        for call, left, granted in all_told:
+            body = (call.id or codec.int_field(b"\x10", call.lease)) + codec.int_field(b"\x18", left)
+            if call.what == KEEP_ALIVE:
+                renewed += left > 0
+            else:
+                body += codec.int_field(b"\x20", granted)
+                if call.keys and left >= 0:
+                    host.read(call.caller, _WHOSE.pack(call.lease) + body)
+                    continue
+            host.answer(call.caller, 0, header + body)
+        if renewed:
+            host.board.leases_renewed.add(renewed)
 
     def with_keys(self, payload: bytes) -> Result | Scan:
         """What the lessor said, as `_tell` has put it down, and the keys that the lease has now."""

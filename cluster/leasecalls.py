@@ -29,13 +29,15 @@ WAITING_MAX = 500_000
 
 
 class Call(NamedTuple):
-    """A client's call. `born` is the tick it arrived in; `keys`: TimeToLive wants to know them."""
+    """A client's call. `born` is the tick it arrived in; `keys`: TimeToLive wants to know them; `id`: what the answer's
+    ID field will be, if that is known."""
 
     caller: Caller
     what: int
     lease: int
     keys: bool
     born: int
+    id: bytes = b""
 
 
 class Told(NamedTuple):

@@ -149,7 +149,23 @@ def field(tag: bytes, body: bytes) -> bytes:
 
 def int_field(tag: bytes, n: int) -> bytes:
     """An int64 field, which may be negative; 0 is left out."""
+    if 0 < n < 2048:
+        return tag + _SHORT[n]
     return tag + varint(n & _MAIN_MAX) if n else b""
+
+
+def only_number(message: bytes) -> int:
+    """The positive int64 in field 1, if the message is that and nothing else, in as few bytes as it takes; else 0."""
+    size = len(message)
+    if not 1 < size < 11 or message[0] != 8 or message[size - 1] == 0:
+        return 0
+    n = 0
+    for at in range(size - 1, 0, -1):
+        byte = message[at]
+        if (byte > 127) == (at == size - 1):
+            return 0
+        n = n << 7 | byte & 127
+    return n
 
 
 def lifetime(create: int, main: int, version: int) -> bytes:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import random
 
 import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvorum import etcd_pb2 as pb
 from storage import codec
@@ -116,3 +119,18 @@ def test_many_deletions_are_what_each_of_them_is(main: int) -> None:
     assert codec.deletions(keys, main, 5) == [
         (codec.history_key(key, main, sub), codec.delete_event(key, main)) for sub, key in enumerate(keys, 5)
     ]
+
+
+@given(st.binary(max_size=12) | st.integers(0, (1 << 63) - 1).map(lambda n: b"\x08" + codec.varint(n)))
+def test_a_number_alone_is_what_protobuf_finds(message: bytes) -> None:
+    """And nothing else is taken for one: a lease's id is told by the bytes it came in."""
+    number = codec.only_number(message)
+    if number:
+        assert pb.LeaseKeepAliveRequest.FromString(message) == pb.LeaseKeepAliveRequest(ID=number)
+        assert message == pb.LeaseKeepAliveRequest(ID=number).SerializeToString()
+    else:
+        try:
+            known = pb.LeaseKeepAliveRequest.FromString(message)
+        except DecodeError:
+            return
+        assert known.ID <= 0 or known != pb.LeaseKeepAliveRequest(ID=known.ID) or len(message) > known.ByteSize()
