@@ -332,7 +332,7 @@ def test_a_node_with_wrong_files_does_not_start(
     try:
         cluster.start(0, wait=False, settings={"listen-client-urls": f"https://{cluster.gateway(0)}", **settings})
         assert cluster.wait(0) == Exit.USAGE
-        assert f"kvorum: TLS of the gateway: {reason}" in cluster.log(0)
+        assert f"kvorum: TLS: {reason}" in cluster.log(0)
     finally:
         cluster.close()
 

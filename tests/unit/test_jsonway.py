@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from itertools import zip_longest
 
 import pytest
@@ -665,9 +666,14 @@ def test_probes(world: World, client: Client) -> None:
     assert said(client.got()) == (404, b"404 page not found\n")
 
 
-def test_no_metrics_port_no_metrics(client: Client) -> None:
+def test_no_supervisor_no_metrics(world: World, client: Client) -> None:
     client.get("/metrics")
-    assert said(client.got())[0] == 404
+    answer, deadline = b"", time.monotonic() + 20
+    while not answer and time.monotonic() < deadline:  # a thread fetches them
+        world.arrives(Tick())
+        answer = client.got()
+    status, body = said(answer)
+    assert (status, body.startswith(b"the supervisor of this node does not answer: ")) == (503, True)
 
 
 def late(world: World, client: Client) -> bytes:
