@@ -19,10 +19,10 @@ import pytest
 from cluster import local
 from cluster.exits import Exit
 from tests.conftest import PortBlock, environment
+from tests.etcds import binary, etcd
 from tests.native.papers import Papers
-from tests.system.cluster import Cluster, eventually
-from tests.system.realclients.etcds import binary
-from tests.system.test_tls import WAIT, connect, etcd, http, mutual
+from tests.system.cluster import Cluster
+from tests.system.test_tls import WAIT, connect, http, mutual
 
 HEALTHY = (200, {"health": "true", "reason": ""})
 
@@ -52,11 +52,8 @@ def place(request: pytest.FixtureRequest, papers: Papers, tmp_path_factory: pyte
                 plain = cluster.places[0].port + local.STEP_METRICS
                 yield Place(secure, plain, int(cluster.gateway(0).rpartition(":")[2]), papers)
             return
-        client = f"http://127.0.0.1:{block.base + 2}"
-        more = {"listen-metrics-urls": urls, "listen-client-urls": client, "advertise-client-urls": client}
-        with etcd(directory, settings | more):
-            eventually(lambda: plainly(plain, "/health") == HEALTHY[0], what="an etcd that is healthy")
-            yield Place(secure, plain, block.base + 2, papers)
+        with etcd(directory, settings={**settings, "listen-metrics-urls": urls}) as running:
+            yield Place(secure, plain, running.port, papers)
     finally:
         block.release()
 
