@@ -1,4 +1,4 @@
-"""The files of the gateway's TLS, looked at before the node starts: `python -m cluster.certificates NODE_JSON`.
+"""The files of the node's TLS, looked at before the node starts: `python -m cluster.certificates NODE_JSON`.
 
 A process of its own, which is over when the others begin: so a wrong file stops the node as other wrong settings do
 (cluster/exits.py), and a file that is wrong later, in the middle of a renewal, doesn't: a gateway that finds it so when
@@ -95,10 +95,11 @@ def main(argv: Sequence[str]) -> int:
     front = Edge([])
     try:
         if tls.make_years:
-            make(tls, (*config.listen_client, *config.advertise_client_urls))
+            metrics = filter(doors.encrypted, config.listen_metrics)
+            make(tls, (*config.listen_client, *config.advertise_client_urls, *metrics))
         load(front, tls)
     except (TlsError, OSError) as error:
-        print(f"kvorum: TLS of the gateway: {error}", file=sys.stderr, flush=True)
+        print(f"kvorum: TLS: {error}", file=sys.stderr, flush=True)
         return Exit.USAGE
     finally:
         front.close()

@@ -68,7 +68,7 @@ class NodeConfig(NamedTuple):
     listen_watch: str
     listen_broadcast: str
     listen_client: tuple[str, ...]  # the gateway's, tcp:// or tls://; none: there is no gateway
-    listen_metrics: tuple[str, ...]
+    listen_metrics: tuple[str, ...]  # tcp:// or tls://
     advertise_client_urls: tuple[str, ...]
     advertise_native: str
     advertise_watch: str
@@ -81,7 +81,7 @@ class NodeConfig(NamedTuple):
     gateway_processes: int
     cors: tuple[str, ...]
     host_whitelist: tuple[str, ...]
-    tls: Tls | None  # the gateway's; None: none of its addresses wants it
+    tls: Tls | None  # the gateway's and the metrics'; None: none of their addresses wants it
     log_level: str
 
     @property
@@ -143,8 +143,8 @@ def resolve(values: Mapping[str, str], run_dir: str = "") -> NodeConfig:
     wal_dir = os.path.abspath(get("wal-dir")) if get("wal-dir") else os.path.join(data_dir, "wal")
 
     listen = {key: _listen(key, get(key)) for key in _LISTEN_ONE}
-    listen_client = _listen_list("listen-client-urls", get("listen-client-urls"), clients=True)
-    listen_metrics = _listen_list("listen-metrics-urls", get("listen-metrics-urls"))
+    listen_client = _listen_list("listen-client-urls", get("listen-client-urls"), _CLIENTS)
+    listen_metrics = _listen_list("listen-metrics-urls", get("listen-metrics-urls"), ("https",))
     _distinct_listeners(listen, listen_client, listen_metrics)
 
     peer = _advertise("initial-advertise-peer-urls", get, "listen-peer-urls")
@@ -178,12 +178,13 @@ def resolve(values: Mapping[str, str], run_dir: str = "") -> NodeConfig:
         gateway_processes=_between("gateway-processes", get, 1, 64),
         cors=_texts(get("cors")),
         host_whitelist=_texts(get("host-whitelist")),
-        tls=tls_settings.resolve(get, wanted=any(map(doors.encrypted, listen_client)), data_dir=data_dir),
+        tls=tls_settings.resolve(get, wanted=_wants_tls(listen_client, listen_metrics), data_dir=data_dir),
         log_level=_choice("log-level", get, log.LEVELS),
     )
 
 
 _LISTEN_ONE = ("listen-peer-urls", "listen-native-url", "listen-watch-url", "listen-broadcast-url")
+_CLIENTS = ("https", "unix", "unixs")
 
 
 class _Url(NamedTuple):
@@ -198,20 +199,23 @@ class _Url(NamedTuple):
         return f"{'tls' if self.tls else 'tcp'}://{self.host}:{self.port}"
 
 
-def _url(setting: str, text: str, *, clients: bool = False) -> _Url:
-    """`clients`: it is the gateway's, and may be https, unix or unixs."""
+def _url(setting: str, text: str, more: tuple[str, ...] = ()) -> _Url:
+    """`more`: what it may be besides tcp and http."""
     scheme, separator, rest = text.strip().partition("://")
     if scheme.startswith(("unix:", "unixs:")):  # unix:/path is the same
         scheme, separator, rest = text.strip().partition(":")
-    if clients and scheme in ("unix", "unixs") and separator:
+    if scheme in more and scheme != "https" and separator:
         path = os.path.abspath(rest)
         if not rest or rest.endswith("/") or len(os.fsencode(path)) > doors.PATH_BYTES_MAX:
             raise ConfigError(f"--{setting} {text!r}: expected a file's path of at most {doors.PATH_BYTES_MAX} bytes")
         return _Url("", 0, scheme == "unixs", path)
-    if not separator or scheme not in ("tcp", "http", *(("https",) if clients else ())):
+    if not separator or scheme not in ("tcp", "http", *({"https"} & {*more})):
         hint = ""
         if scheme in ("https", "unix", "unixs"):
-            hint = f"; {scheme} is for --listen-client-urls and --advertise-client-urls alone"
+            theirs = "--listen-client-urls and --advertise-client-urls"
+            if scheme == "https":
+                theirs = "--listen-client-urls, --advertise-client-urls and --listen-metrics-urls"
+            hint = f"; {scheme} is for {theirs} alone"
         raise ConfigError(f"--{setting} {text!r}: expected http://HOST:PORT or tcp://HOST:PORT{hint}")
     host, colon, port = rest.removesuffix("/").rpartition(":")
     if not colon or not host or set(host) & set("/?#@ ") or (":" in host and not host.startswith("[")):
@@ -221,8 +225,8 @@ def _url(setting: str, text: str, *, clients: bool = False) -> _Url:
     return _Url(host, int(port), scheme == "https")
 
 
-def _urls(setting: str, text: str, *, clients: bool = False) -> list[_Url]:
-    return [_url(setting, part, clients=clients) for part in text.split(",") if part.strip()]
+def _urls(setting: str, text: str, more: tuple[str, ...] = ()) -> list[_Url]:
+    return [_url(setting, part, more) for part in text.split(",") if part.strip()]
 
 
 def _one(setting: str, text: str) -> _Url:
@@ -236,8 +240,14 @@ def _listen(setting: str, text: str) -> str:
     return _literal(setting, _one(setting, text)).text()
 
 
-def _listen_list(setting: str, text: str, *, clients: bool = False) -> tuple[str, ...]:
-    return tuple(_literal(setting, url).text() for url in _urls(setting, text, clients=clients))
+def _listen_list(setting: str, text: str, more: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(_literal(setting, url).text() for url in _urls(setting, text, more))
+
+
+def _wants_tls(client: tuple[str, ...], metrics: tuple[str, ...]) -> str:
+    """A setting that has a URL with TLS, "" if there is none."""
+    settings = {"listen-client-urls": client, "listen-metrics-urls": metrics}
+    return next((setting for setting, urls in settings.items() if any(map(doors.encrypted, urls))), "")
 
 
 def _literal(setting: str, url: _Url) -> _Url:
@@ -281,7 +291,7 @@ def _advertise(setting: str, get: _Get, listen_setting: str) -> str:
 def _advertise_clients(get: _Get, listen: tuple[str, ...]) -> tuple[str, ...]:
     """What etcd's clients are told: as set, else where the gateway listens."""
     text = get("advertise-client-urls")
-    urls = _urls("advertise-client-urls", text or ",".join(_for_clients(url) for url in listen), clients=True)
+    urls = _urls("advertise-client-urls", text or ",".join(_for_clients(url) for url in listen), _CLIENTS)
     for url in urls:
         if url.host in ("0.0.0.0", "[::]"):
             why = "" if text else ", which --listen-client-urls says; set the address that others shall use"

@@ -122,7 +122,7 @@ class Gateway:
         board: GatewayBoard,
         *,
         message_max: int = (1536 + 512) << 10,
-        metrics_url: str = "",
+        metrics_path: str = "",
         tick_seconds: float = 0.1,
         election_ticks: int = 10,
         access: Access = ALL,
@@ -133,7 +133,7 @@ class Gateway:
         self._client_calls = client_calls or clientcalls.ClientCalls(None)
         self._by_json = {"unary": 0, "stream": 0}
         self._json: JsonWay | None = None
-        self._for_json = message_max, metrics_url, tick_seconds, access
+        self._for_json = message_max, metrics_path, tick_seconds, access
         self._now_and_then = now_and_then
         self.leadership = Leadership(election_ticks)
         self._status_asked = False
@@ -636,7 +636,7 @@ def main(argv: Sequence[str]) -> int:
     message_max = config.max_request_bytes + (512 << 10)
     front = Edge(methods(), edge.Limits(message_max=message_max, handshake_ms=5_000))
     more: dict[str, Any] = {}
-    if config.tls is not None:
+    if config.tls is not None and any(map(doors.encrypted, config.listen_client)):
         from cluster import certificates
 
         try:
@@ -655,7 +655,7 @@ def main(argv: Sequence[str]) -> int:
         link,
         board,
         message_max=message_max,
-        metrics_url=next(iter(config.listen_metrics), ""),
+        metrics_path=metrics.door(config.run_dir),
         tick_seconds=config.heartbeat_ms / 1000,
         client_calls=clientcalls.ClientCalls(clientcalls.path(metrics.directory(config.run_dir), name)),
         election_ticks=config.election_ms // config.heartbeat_ms,

@@ -4,6 +4,9 @@
                          every idle one can do without), and a thread serves each listener
     each connection  ──▶ a thread: head of the request, bounded in bytes and seconds; one answer; closed
 
+The listeners are those of --listen-metrics-urls, with TLS where it says https (cluster/webtls.py), and a socket in the
+run directory, where the gateway gets /metrics for the client port: it has no certificate to show, nor needs one.
+
 /health asks the question that matters: it makes a linearizable read through the node's own client port, as a client
 would. So it says "true" only if this node has a leader, can reach a quorum, and applies what is committed, and if no
 alarm stands (etcd's meaning).
@@ -24,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
-from cluster import clientcalls, log, metrics, version
+from cluster import clientcalls, doors, log, metrics, version
 from cluster.config import NodeConfig
 
 if TYPE_CHECKING:
@@ -43,7 +46,8 @@ class Server:
         self, config: NodeConfig, pids: Callable[[], Mapping[str, int]], restarts: Callable[[], Mapping[str, int]]
     ) -> None:
         self.config, self.pids, self.restarts = config, pids, restarts
-        self.listeners = [_listen(url) for url in config.listen_metrics]
+        self._urls = (*config.listen_metrics, f"unix://{metrics.door(config.run_dir)}")
+        self.listeners = [_listen(url) for url in self._urls]
         self.checks = {"true": 0, "false": 0}
         self._serving: list[ThreadingHTTPServer] = []
         self._lock = threading.Lock()
@@ -53,8 +57,8 @@ class Server:
         """Someone is at the door for the first time: load what it takes, and serve from threads from now on."""
         from cluster import web
 
-        for listener in self.listeners:
-            server = web.serve(listener, self)
+        for url, listener in zip(self._urls, self.listeners, strict=True):
+            server = web.serve(listener, self, self.config.tls if doors.encrypted(url) else None)
             self._serving.append(server)
             threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 60}, daemon=True).start()
 
@@ -305,12 +309,11 @@ VERSION_TEXT = json.dumps(VERSION, separators=(",", ":")).encode()
 
 
 def _listen(url: str) -> socket.socket:
-    host, _, port = url.removeprefix("tcp://").rpartition(":")
-    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+    family, address = doors.address(url)
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host.strip("[]"), int(port)))
+        listener.bind(address)
         listener.listen(32)
     except OSError as error:
         listener.close()

@@ -354,11 +354,11 @@ class JsonWay:
     """
 
     def __init__(
-        self, gateway: Gateway, message_max: int, metrics_url: str, tick_seconds: float, access: Access
+        self, gateway: Gateway, message_max: int, metrics_path: str, tick_seconds: float, access: Access
     ) -> None:
         self.gateway, self._access = gateway, access
         self.message_max, self.body_max = message_max, 2 * message_max
-        self._pages = Pages(gateway, metrics_url, tick_seconds)
+        self._pages = Pages(gateway, metrics_path, tick_seconds)
         self.deadlines = Deadlines()
         self._tick_seconds = tick_seconds
         self._over2: dict[int, Taker] = {}  # of requests that have no answer yet

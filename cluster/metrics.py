@@ -317,6 +317,11 @@ def directory(run_dir: str) -> str:
     return os.path.join(run_dir, "metrics")
 
 
+def door(run_dir: str) -> str:
+    """The socket where the supervisor serves its pages to the node itself."""
+    return os.path.join(run_dir, "metrics.sock")
+
+
 def boards(
     peers: Sequence[int] = (), members: Sequence[int] = (), gateways: Sequence[str] = ("gateway",)
 ) -> dict[str, Board]:

@@ -1,13 +1,14 @@
 """The pages that etcd has on its client port: /version, /health, /livez, /readyz, /metrics.
 
 They say what those of the metrics port say (cluster/health.py), without ever waiting: a check is a read that apply
-answers some turns later, or a number of ticks has passed. /metrics is fetched from the metrics port by a thread, for
-only the supervisor knows all of it; what the thread has got is taken in with the ticks.
+answers some turns later, or a number of ticks has passed. /metrics is fetched from the supervisor by a thread, for
+only it knows all of it, over a socket in the run directory; what the thread has got is taken in with the ticks.
 """
 
 from __future__ import annotations
 
 import http.client
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from queue import Empty, Full, Queue, SimpleQueue
@@ -37,8 +38,8 @@ _NOT_ALLOWED: Page = (405, TEXT, b"Method Not Allowed\n")
 
 
 class Pages:
-    def __init__(self, gateway: Gateway, metrics_url: str, tick_seconds: float) -> None:
-        self._gateway, self._metrics = gateway, Fetcher(metrics_url)
+    def __init__(self, gateway: Gateway, metrics_path: str, tick_seconds: float) -> None:
+        self._gateway, self._metrics = gateway, Fetcher(metrics_path)
         self._patience = max(1, int(health.CHECK_SECONDS_MAX / tick_seconds))
         self._ticks = 0
         self._late: dict[int, tuple[int, Callable[[str], None]]] = {}  # by number: until when, and whom to tell
@@ -148,18 +149,15 @@ def _give(exchange: Exchange, page: Page) -> None:
 
 
 class Fetcher:
-    """Gets /metrics from the metrics port, in a thread that begins with the first request."""
+    """Gets /metrics from the supervisor's socket at `path`, in a thread that begins with the first request."""
 
-    def __init__(self, url: str) -> None:
-        self._address = url.removeprefix("tcp://")
+    def __init__(self, path: str) -> None:
+        self._path = path
         self._wanted: Queue[Callable[[Page], None]] = Queue(FETCHES_MAX)
         self._got: SimpleQueue[tuple[Callable[[Page], None], Page]] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def fetch(self, then: Callable[[Page], None]) -> None:
-        if not self._address:
-            then((404, TEXT, b"no metrics: --listen-metrics-urls is empty\n"))
-            return
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
@@ -183,12 +181,15 @@ class Fetcher:
             self._got.put((then, self._page()))
 
     def _page(self) -> Page:
-        connection = http.client.HTTPConnection(self._address, timeout=FETCH_SECONDS)
+        connection = http.client.HTTPConnection("localhost", timeout=FETCH_SECONDS)
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(FETCH_SECONDS)
         try:
+            connection.sock.connect(self._path)
             connection.request("GET", "/metrics")
             answer = connection.getresponse()
             return answer.status, answer.headers.get("Content-Type", TEXT), answer.read()
         except (OSError, http.client.HTTPException) as error:
-            return 503, TEXT, f"the metrics port of this node does not answer: {error}\n".encode()
+            return 503, TEXT, f"the supervisor of this node does not answer: {error}\n".encode()
         finally:
             connection.close()

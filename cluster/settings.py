@@ -57,7 +57,10 @@ SETTINGS: tuple[Setting, ...] = (
         "where events are broadcast to watchers",
     ),
     Setting(
-        "listen-metrics-urls", f"http://localhost:{METRICS_PORT}", "URLS", "where /metrics, /health and the like are"
+        "listen-metrics-urls",
+        f"http://localhost:{METRICS_PORT}",
+        "URLS",
+        "where /metrics, /health and the like are: http, https",
     ),
     Setting("initial-advertise-peer-urls", "", "URL", "this member's peer URL for the others (default: as it listens)"),
     Setting("advertise-client-urls", "", "URLS", "URLs told to etcd's clients (default: as the gateway listens)"),
@@ -76,7 +79,10 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("max-txn-ops", "128", "N", "most operations in a txn"),
     Setting("gateway-processes", "1", "N", "how many processes serve --listen-client-urls, beside each other"),
     Setting(
-        "cert-file", "", "FILE", "the gateway's certificate (PEM, with its chain), for https in --listen-client-urls"
+        "cert-file",
+        "",
+        "FILE",
+        "certificate (PEM, with its chain), for https in --listen-client-urls and --listen-metrics-urls",
     ),
     Setting("key-file", "", "FILE", "its key (PEM)"),
     Setting("trusted-ca-file", "", "FILE", "clients must show a certificate that a CA in this file (PEM) signed"),

@@ -1,12 +1,12 @@
-"""TLS of the gateway: what etcd's settings for it mean together.
+"""TLS of the gateway and of the metrics port: what etcd's settings for it mean together.
 
-    https, unixs in --listen-client-urls ──▶ --cert-file and --key-file, or --auto-tls
+    https, unixs in --listen-client-urls, https in --listen-metrics-urls ──▶ --cert-file and --key-file, or --auto-tls
     --trusted-ca-file             ──▶ clients must show a certificate that it signed; as with etcd it takes no more
     --client-crl-file             ──▶ and not one of these
     --client-cert-allowed-hostname ─▶ and one for one of these names or addresses
 
 Only what is in the settings is judged here. What is in the files is looked at before the node starts
-(cluster/certificates.py), and read again by the edge whenever a file changes.
+(cluster/certificates.py), and read again by the edge and by cluster/webtls.py whenever a file changes.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Tls(NamedTuple):
     make_years: int  # certificate and key are made if they aren't there, for so long; 0: they are not ours to make
 
 
-def resolve(get: Callable[[str], str], *, wanted: bool, data_dir: str) -> Tls | None:
-    """The gateway's TLS, None if it is not `wanted`: no client URL is https. Raises ConfigError."""
+def resolve(get: Callable[[str], str], *, wanted: str, data_dir: str) -> Tls | None:
+    """The TLS that the setting `wanted` asks for, None if that is "": no URL is https. Raises ConfigError."""
     certificate, key, ca, crl = (
         os.path.abspath(get(name)) if get(name) else ""
         for name in ("cert-file", "key-file", "trusted-ca-file", "client-crl-file")
@@ -88,12 +88,15 @@ def resolve(get: Callable[[str], str], *, wanted: bool, data_dir: str) -> Tls | 
         version_min = 13
     if not wanted:
         if certificate or ca or automatic:
-            raise ConfigError("TLS is configured, but no URL of --listen-client-urls begins with https:// or unixs://")
+            raise ConfigError(
+                "TLS is configured, but no URL of --listen-client-urls begins with https:// or unixs://, "
+                "and none of --listen-metrics-urls with https://"
+            )
         return None
     years = 0
     if not certificate:
         if not automatic:
-            raise ConfigError("--cert-file and --key-file, or --auto-tls, are needed for https in --listen-client-urls")
+            raise ConfigError(f"--cert-file and --key-file, or --auto-tls, are needed for https in --{wanted}")
         years = _years(get)
         certificate, key = (os.path.join(data_dir, "fixtures", "client", name) for name in ("cert.pem", "key.pem"))
     return Tls(certificate, key, ca, crl, hosts, ciphers, version_min, version_max, years)

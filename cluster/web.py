@@ -2,13 +2,15 @@
 
 The standard server reads a head of up to 100 lines of 64 KiB for as long as the client likes, and starts a thread for
 everyone who connects. Here a head is read whole, up to 16 KiB and 5 seconds, before the standard code sees it; and when
-32 connections are open the oldest is cut. One request a connection (HTTP/1.0), so no connection is idle.
+32 connections are open the oldest is cut. One request a connection (HTTP/1.0), so no connection is idle. The same holds
+over TLS (cluster/webtls.py), whose handshake is part of the 5 seconds.
 """
 
 from __future__ import annotations
 
 import io
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -16,6 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 from cluster import log
+from cluster.tls import Tls
+from cluster.webtls import Papers
 
 if TYPE_CHECKING:
     from cluster.health import Server
@@ -32,7 +36,11 @@ class _Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "kvorum", ""
 
     def handle(self) -> None:
-        head = _read_head(self.connection)
+        deadline = time.monotonic() + HEAD_SECONDS_MAX
+        if self.server.papers is not None:
+            self.connection.settimeout(HEAD_SECONDS_MAX)
+            self.server.papers.greet(self.connection)
+        head = _read_head(self.connection, deadline)
         if head is None:
             return
         self.rfile = io.BytesIO(head)
@@ -64,12 +72,23 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, listener: socket.socket, pages: Server) -> None:
-        super().__init__(listener.getsockname()[:2], _Handler, bind_and_activate=False)
+    def __init__(self, listener: socket.socket, pages: Server, tls: Tls | None) -> None:
+        super().__init__(("", 0), _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket, self.pages = listener, pages
+        self.papers = Papers(tls) if tls else None
         self._open: dict[int, socket.socket] = {}  # oldest first
         self._lock = threading.Lock()
+
+    def get_request(self) -> tuple[Any, Any]:
+        connection, address = super().get_request()
+        try:
+            if self.papers is not None:
+                connection = self.papers.wrap(connection)
+        except OSError as error:
+            log.debug(f"http {address[0]}: {error}")
+            raise
+        return connection, address or ("this node",)  # its own gateway has none, on a socket in the run directory
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
@@ -83,24 +102,32 @@ class _Server(ThreadingHTTPServer):
     def shutdown_request(self, request: Any) -> None:
         with self._lock:
             self._open.pop(id(request), None)
+        if isinstance(request, ssl.SSLSocket):
+            try:
+                request.settimeout(0)
+                request.unwrap()  # says that this was all; the peer's own word is not waited for
+            except OSError as error:
+                log.debug(f"a connection ended: {error}")
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exception()
-        if not isinstance(error, OSError):  # those are the client's: gone, or too slow
+        if isinstance(error, OSError):  # those are the client's: gone, too slow, without a certificate
+            log.debug(f"http {client_address[0]}: {error}")
+        else:
             import traceback
 
             log.error(f"answering {client_address[0]} failed:\n{traceback.format_exc()}")
 
 
-def serve(listener: socket.socket, pages: Server) -> ThreadingHTTPServer:
+def serve(listener: socket.socket, pages: Server, tls: Tls | None) -> ThreadingHTTPServer:
     """A server for `pages` on a socket that listens already. It serves once its `serve_forever` is running."""
-    return _Server(listener, pages)
+    return _Server(listener, pages, tls)
 
 
-def _read_head(connection: socket.socket) -> bytes | None:
+def _read_head(connection: socket.socket, deadline: float) -> bytes | None:
     """The request up to the empty line. None if it ends early, is over the limit, or takes too long."""
-    deadline, head = time.monotonic() + HEAD_SECONDS_MAX, b""
+    head = b""
     while b"\r\n\r\n" not in head and b"\n\n" not in head:
         left = deadline - time.monotonic()
         if left <= 0:
@@ -119,6 +146,7 @@ def _read_head(connection: socket.socket) -> bytes | None:
 
 def _cut(connection: socket.socket) -> None:
     try:
-        connection.shutdown(socket.SHUT_RDWR)
+        # Not SSLSocket's: it forgets TLS first, and another thread's answer could leave in the clear.
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
     except OSError as error:
         log.debug(f"a connection to be cut was gone already: {error.strerror}")

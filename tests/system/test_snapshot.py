@@ -30,9 +30,10 @@ from cluster.snapshots import NO_ROOM, SILENCE_ELECTIONS, SNAPSHOTS_MAX, TOO_MAN
 from kvorum import aio, errors, txn
 from kvorum import etcd_pb2 as pb
 from tests.conftest import environment
+from tests.etcds import binary
 from tests.system.cluster import ROOT, Cluster, alive, eventually
 from tests.system.disk import fill, small_disk
-from tests.system.restoring import BINARIES, etcdctl, pairs, restored
+from tests.system.restoring import etcdctl, pairs, restored
 from tests.system.undisturbed import rss_bytes
 
 WAIT = 60.0
@@ -50,7 +51,7 @@ def save(cluster: Cluster, target: Path, node: int = 0) -> subprocess.CompletedP
 
 @contextlib.contextmanager
 def saving(cluster: Cluster, target: Path, node: int = 0) -> Iterator[subprocess.Popen[str]]:
-    command = [BINARIES / "etcdctl", f"--endpoints={cluster.gateway(node)}", "snapshot", "save", target]
+    command = [binary("etcdctl"), f"--endpoints={cluster.gateway(node)}", "snapshot", "save", target]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, text=True, env=environment(), **streams)  # type: ignore[call-overload]
     try:
@@ -61,7 +62,7 @@ def saving(cluster: Cluster, target: Path, node: int = 0) -> Iterator[subprocess
 
 
 def status(tool: str, snapshot: Path) -> dict[str, int]:
-    command = [BINARIES / tool, "snapshot", "status", snapshot, "-w", "json"]
+    command = [binary(tool), "snapshot", "status", snapshot, "-w", "json"]
     told = subprocess.run(command, capture_output=True, check=True, timeout=WAIT, env=environment())
     found: dict[str, int] = json.loads(told.stdout)
     return found
@@ -318,7 +319,7 @@ def test_kvorumctl_and_the_clients_take_the_same_and_read_what_etcd_has_saved(sm
     assert len({hashlib.sha256(path.read_bytes()).digest() for path in saved}) == 1
     with restored(saved[1], tmp_path) as etcd:
         theirs = tmp_path / "theirs"
-        command = [BINARIES / "etcdctl", f"--endpoints={etcd}", "snapshot", "save", theirs]
+        command = [binary("etcdctl"), f"--endpoints={etcd}", "snapshot", "save", theirs]
         subprocess.run(command, check=True, capture_output=True, timeout=WAIT, env=environment())
     for path in (saved[1], theirs):
         told = kvorumctl(small, "snapshot", "status", path, "-w", "json")

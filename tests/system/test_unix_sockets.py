@@ -13,9 +13,9 @@ import pytest
 
 from kvorum import etcd_pb2 as pb
 from tests.conftest import environment
+from tests.etcds import binary
 from tests.native.papers import Papers
 from tests.system.cluster import Cluster, eventually
-from tests.system.realclients.etcds import binary
 
 
 class Place:

@@ -89,6 +89,14 @@ def test_tls_of_the_gateway(tmp_path: Path) -> None:
     assert (other.tls, other.advertise_client_urls) == (None, ("https://db1.example:443",)), "somebody else does it"
 
 
+def test_tls_of_the_metrics() -> None:
+    """The gateway's files, and either alone may want them."""
+    metrics = {"listen-metrics-urls": "http://127.0.0.1:1,https://127.0.0.1:2"}
+    config = resolve({**CERTIFIED, **metrics, "listen-client-urls": "http://127.0.0.1:2379"})
+    assert config.listen_metrics == ("tcp://127.0.0.1:1", "tls://127.0.0.1:2")
+    assert config.tls == resolve({**CERTIFIED, **metrics}).tls == resolve(CERTIFIED).tls
+
+
 def test_sockets_in_the_file_system_are_for_etcds_clients(tmp_path: Path) -> None:
     """All of etcd's spellings; a path that isn't absolute is one of the node's directory, as with etcd."""
     config = resolve({"listen-client-urls": "unix:///run/s1,unix:/run/s2,unix://local:2379,http://127.0.0.1:1"})
@@ -192,6 +200,8 @@ THREE = "a=http://h1:2380,b=http://h2:2380,c=http://h3:2380"
         ({"initial-cluster": "a=h1:2380"}, "expected http://HOST:PORT or tcp://HOST:PORT"),
         ({"listen-peer-urls": "https://127.0.0.1:2380"}, "https is for --listen-client-urls"),
         ({"listen-peer-urls": "unix:///s"}, "unix is for --listen-client-urls"),
+        ({"listen-metrics-urls": "unix:///s"}, "unix is for --listen-client-urls"),
+        ({"listen-metrics-urls": "https://127.0.0.1:1"}, "are needed for https in --listen-metrics-urls"),
         ({"listen-client-urls": "unix://"}, "expected a file's path"),
         ({"listen-client-urls": "unix:///directory/"}, "expected a file's path"),
         ({"listen-client-urls": f"unix:///{'s' * 107}"}, "expected a file's path of at most 107 bytes"),

@@ -20,8 +20,8 @@ from kvorum import etcd_pb2 as pb
 from kvorum import wire
 from kvorum.wire import Kind, Method
 from native import edge
+from tests.unit.jsonclient import CONNECTION, Client, said
 from tests.unit.test_gatewayd import World
-from tests.unit.test_jsonway import CONNECTION, Client, said
 
 ASKING = "Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
 KEY = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"

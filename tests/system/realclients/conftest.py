@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.system.realclients.etcds import Pair, pair
+from tests.system.realclients.pairs import Pair, pair
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 from kvorum import etcd_pb2 as pb
 from kvorum import wire
 from tests.storage.support import delete_op, exists, put_op, range_op, txn_op
-from tests.system.realclients.etcds import NODES, Pair
+from tests.system.realclients.pairs import NODES, Pair
 from tests.system.test_refusals import LARGEST, METHODS, ROWS
 
 SECONDS = 60.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 
 from kvorum import etcd_pb2 as pb
-from tests.system.realclients.etcds import Pair
+from tests.system.realclients.pairs import Pair
 
 
 def told(endpoint: str, compression: grpc.Compression) -> list[object]:

@@ -24,10 +24,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.conftest import environment
+from tests.etcds import binary
 from tests.system.cluster import eventually
 from tests.system.realclients import installs
-from tests.system.realclients.etcds import Pair, binary, pair
 from tests.system.realclients.names import Names
+from tests.system.realclients.pairs import Pair, pair
 
 SECONDS = 60.0
 """For a command that takes a tenth of a second on an idle machine."""

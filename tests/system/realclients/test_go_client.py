@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import environment
 from tests.system.realclients import installs
-from tests.system.realclients.etcds import Pair
+from tests.system.realclients.pairs import Pair
 
 SOURCE = Path(__file__).parent / "goclient"
 GO = shutil.which("go") or "/usr/local/go/bin/go"

@@ -15,7 +15,7 @@ from kvorum import etcd_pb2 as pb
 from tests.storage.comparable import tamed_for_all
 from tests.storage.requests_at_random import Dice
 from tests.system.realclients.calls import Members
-from tests.system.realclients.etcds import NODES, Pair
+from tests.system.realclients.pairs import NODES, Pair
 
 REQUESTS = 600
 """For each seed: some 3 ms each on an idle machine."""

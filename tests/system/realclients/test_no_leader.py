@@ -20,7 +20,7 @@ import pytest
 
 from kvorum import etcd_pb2 as pb
 from tests.system.cluster import ELECTION_MS, Cluster, eventually
-from tests.system.realclients.etcds import NODES, etcd
+from tests.system.realclients.pairs import NODES, etcd
 
 REQUIRE = (("hasleader", "true"),)
 NO_LEADER = (grpc.StatusCode.UNAVAILABLE, "etcdserver: no leader")

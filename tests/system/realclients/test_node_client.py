@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import environment
 from tests.system.realclients import installs
-from tests.system.realclients.etcds import Pair
+from tests.system.realclients.pairs import Pair
 
 SOURCE = Path(__file__).parent / "nodeclient"
 PACKAGES = ("package.json", "package-lock.json")

@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import environment
 from tests.system.realclients import installs
-from tests.system.realclients.etcds import Pair
+from tests.system.realclients.pairs import Pair
 
 NEEDS = {
     "python_etcd3": ["etcd3==0.12.0", "protobuf==3.20.3", "grpcio>=1.60", "six", "tenacity<7"],

@@ -22,9 +22,10 @@ from typing import NamedTuple
 import pytest
 
 from tests.conftest import environment
+from tests.etcds import binary
 from tests.system.cluster import Cluster
 from tests.system.realclients import installs
-from tests.system.realclients.etcds import NODES, binary, etcd
+from tests.system.realclients.pairs import NODES, etcd
 from tests.system.realclients.test_python_clients import NEEDS
 
 RELEASE = "0.12.0"

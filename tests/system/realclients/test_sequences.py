@@ -26,7 +26,7 @@ from kvorum import etcd_pb2 as pb
 from tests.storage.comparable import tamed_for_all
 from tests.storage.requests_at_random import LEASES, Dice
 from tests.system.realclients.calls import Members, WatchStream, events_of
-from tests.system.realclients.etcds import pair
+from tests.system.realclients.pairs import pair
 
 SEQUENCES = os.environ.get("KVORUM_SEQUENCES", "0:2000")
 SOAK = os.environ.get("KVORUM_SEQUENCES", "2000:40000")
