@@ -386,7 +386,8 @@ class _Watcher:
         self._runner.soon()
         timeout = self._client.timeout
         try:
-            await asyncio.wait_for(created, timeout)
+            async with asyncio.timeout(timeout):  # wait_for() would lose a cancellation that comes with the answer
+                await created
         except TimeoutError:
             self.cancel(watch)
             trouble = self._core.endpoints.trouble()

@@ -8,7 +8,7 @@
     Service   an instance that is listed as long as it lives, and the list of all that do
 
 Each takes a client and the name of a place in the keyspace; processes in any language may meet there, as the keys are
-those of etcd's own recipes where it has them (lock, election).
+those of etcd's own recipes where it has them (lock, election). kvorum.recipes.aio has the same for the asyncio client.
 """
 
 from kvorum.recipes.barrier import Barrier, DoubleBarrier

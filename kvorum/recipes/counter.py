@@ -8,31 +8,45 @@ twice. Who can't live with that gives each addition a key of its own and counts 
 
 from __future__ import annotations
 
-from kvorum import txn
+from kvorum import txn, verbs
+from kvorum.recipes.steps import Steps, run
 from kvorum.sync import Client
 from kvorum.txn import Key, to_bytes
 
 
-class Counter:
+class CounterCore:
+    """A counter of either client."""
+
+    def __init__(self, name: Key) -> None:
+        self._key = to_bytes(name)
+
+    def _value(self) -> Steps[int]:
+        text, _ = yield verbs.get(self._key)
+        return int(text or b"0")
+
+    def _add(self, amount: int) -> Steps[int]:
+        text, meta = yield verbs.get(self._key)
+        while True:
+            new = int(text or b"0") + amount
+            unchanged = txn.mod(self._key) == (meta.mod_revision if meta else 0)
+            done, answers = yield verbs.transaction([unchanged], [txn.put(self._key, str(new))], [txn.get(self._key)])
+            if done:
+                return new
+            text, meta = answers[0][0] if answers[0] else (None, None)
+
+
+class Counter(CounterCore):
     """The key holds the number in decimal; a missing key is 0."""
 
     def __init__(self, client: Client, name: Key) -> None:
-        self._client, self._key = client, to_bytes(name)
+        super().__init__(name)
+        self._client = client
 
     @property
     def value(self) -> int:
         """Raises ValueError if the key holds something else than a number."""
-        return int(self._client.get(self._key)[0] or b"0")
+        return run(self._client, self._value())
 
     def add(self, amount: int = 1) -> int:
         """Add, and give the new value."""
-        text, meta = self._client.get(self._key)
-        while True:
-            new = int(text or b"0") + amount
-            unchanged = txn.mod(self._key) == (meta.mod_revision if meta else 0)
-            done, answers = self._client.transaction([unchanged], [txn.put(self._key, str(new))], [txn.get(self._key)])
-            if done:
-                return new
-            (pairs,) = answers
-            assert isinstance(pairs, list)
-            text, meta = pairs[0] if pairs else (None, None)
+        return run(self._client, self._add(amount))

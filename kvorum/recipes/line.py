@@ -11,16 +11,12 @@ there: the lease may have ended while it stood in line (Jepsen, etcd 3.4.3).
 
 from __future__ import annotations
 
-import contextlib
 from time import monotonic
 
 from kvorum import etcd_pb2 as pb
-from kvorum import txn
-from kvorum.lease import Lease
-from kvorum.results import DeleteEvent
-from kvorum.sync import Client
+from kvorum import txn, verbs
+from kvorum.recipes.steps import KeptLease, Steps, Watched
 from kvorum.txn import Key, to_bytes
-from kvorum.watches import WatchTimedOut
 
 
 class PlaceLost(Exception):
@@ -28,34 +24,26 @@ class PlaceLost(Exception):
 
 
 class Place:
-    """`key` below `prefix`, created at `revision`: the smaller, the nearer to the front."""
+    """`key` below `prefix`, created at `revision`: the smaller, the nearer to the front. enter() makes it."""
 
-    def __init__(self, client: Client, prefix: bytes, lease: Lease, value: Key = b"") -> None:
-        """Enter the line, or find the place that this lease has in it already."""
-        self._client, self._prefix, self.lease = client, prefix, lease
-        self.key = prefix + b"%x" % (lease.id & (1 << 64) - 1)
-        new, (answer, *_) = client.transaction(
-            [txn.create(self.key) == 0], [txn.put(self.key, value, lease)], [txn.get(self.key)]
-        )
-        if new:
-            assert isinstance(answer, pb.PutResponse)
-            self.revision = answer.header.revision
-        else:
-            assert isinstance(answer, list)
-            self.revision = answer[0][1].create_revision
+    def __init__(self, prefix: bytes, lease: KeptLease, revision: int, value: bytes) -> None:
+        self._prefix, self.lease, self.revision = prefix, lease, revision
+        self.key = key_of(prefix, lease)
+        self.value = value
+        """What its key held when it was entered, or found."""
 
-    def wait(self, timeout: float | None) -> bool:
+    def wait(self, timeout: float | None) -> Steps[bool]:
         """Until all who came before have left. False: not within `timeout` seconds.
 
         Raises PlaceLost.
         """
         until = None if timeout is None else monotonic() + timeout
         while True:
-            ahead = self._client.get_prefix_response(
+            ahead: pb.RangeResponse = yield verbs.get_prefix_response(
                 self._prefix, limit=1, sort_order="descend", sort_target="create", max_create_revision=self.revision - 1
             )
             if not ahead.kvs:
-                self.confirm()
+                yield from self.confirm()
                 return True
             if self.lease.lost:
                 raise PlaceLost(f"the lease of {self.key!r} ended while waiting")
@@ -64,18 +52,18 @@ class Place:
                 return False
             # At most a lease's time: then it is seen whether the own place is still worth waiting in.
             patience = self.lease.ttl if left is None else min(left, self.lease.ttl)
-            with contextlib.suppress(WatchTimedOut):
-                wait_deleted(self._client, ahead.kvs[0].key, ahead.header.revision + 1, patience)
+            yield from wait_deleted(ahead.kvs[0].key, ahead.header.revision + 1, patience)
 
-    def confirm(self) -> None:
+    def confirm(self) -> Steps[None]:
         """Raises PlaceLost unless it is still there."""
-        found = self._client.get_response(self.key).kvs
+        found = (yield verbs.get_response(self.key)).kvs
         if not found or found[0].create_revision != self.revision:
             raise PlaceLost(f"{self.key!r} is gone")
 
-    def leave(self) -> bool:
+    def leave(self) -> Steps[bool]:
         """Give the place up. False if it was gone already."""
-        mine, _ = self._client.transaction([self.is_mine], [txn.delete(self.key)])
+        mine: bool
+        mine, _ = yield verbs.transaction([self.is_mine], [txn.delete(self.key)])
         return mine
 
     @property
@@ -84,14 +72,35 @@ class Place:
         return txn.create(self.key) == self.revision
 
 
-def wait_deleted(client: Client, key: bytes, revision: int, timeout: float | None) -> None:
-    """Until `key` is deleted at `revision` or later. Raises WatchTimedOut."""
+def enter(prefix: bytes, lease: KeptLease, value: Key = b"") -> Steps[Place]:
+    """Enter the line, or find the place that this lease has in it already."""
+    key = key_of(prefix, lease)
+    new, (answer, *_) = yield verbs.transaction([txn.create(key) == 0], [txn.put(key, value, lease)], [txn.get(key)])
+    if new:
+        return Place(prefix, lease, answer.header.revision, to_bytes(value))
+    there, meta = answer[0]
+    return Place(prefix, lease, meta.create_revision, there)
+
+
+def key_of(prefix: bytes, lease: KeptLease) -> bytes:
+    return prefix + b"%x" % (lease.id & (1 << 64) - 1)
+
+
+def wait_deleted(key: bytes, revision: int, timeout: float | None) -> Steps[bool]:
+    """Until `key` is deleted at `revision` or later. False: not within `timeout` seconds."""
+    return wait_event(key, revision, timeout, "noput")
+
+
+def wait_event(key: bytes, revision: int, timeout: float | None, without: str) -> Steps[bool]:
+    """Until something but what the filter leaves out happens to `key` at `revision` or later. False: not in time."""
     until = None if timeout is None else monotonic() + timeout
     while True:
         left = None if until is None else max(0.0, until - monotonic())
-        response = client.watch_once_response(key, left, start_revision=revision, filters=["noput"])
-        if any(isinstance(event, DeleteEvent) for event in response.events):
-            return
+        response = yield Watched(key, left, {"start_revision": revision, "filters": [without]})
+        if response is None:
+            return False
+        if response.events:  # not only progress
+            return True
         revision = response.revision + 1
 
 

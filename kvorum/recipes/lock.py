@@ -17,7 +17,8 @@ from types import TracebackType
 
 from kvorum import etcd_pb2 as pb
 from kvorum.lease import Lease
-from kvorum.recipes.line import Place, PlaceLost, place_of
+from kvorum.recipes.line import Place, PlaceLost, enter, place_of
+from kvorum.recipes.steps import Grant, KeptLease, Steps, end, run
 from kvorum.sync import Client
 from kvorum.txn import Key
 
@@ -26,64 +27,52 @@ class LockLost(Exception):
     """The lease ended while waiting for the lock, or while holding it."""
 
 
-class Lock:
-    """Not for several threads at once: make one for each. May be taken again after it was released.
+class LockCore:
+    """A lock of either client: what it knows and decides."""
 
-    Args:
-      name: where everybody who wants it meets.
-      ttl: seconds after which it is free again if its holder dies.
-      lease: hold it with this lease instead of one of its own; then it stays when the lock is released.
-    """
-
-    def __init__(self, client: Client, name: Key, ttl: int = 60, *, lease: Lease | None = None) -> None:
-        self._client, self._prefix, self._ttl, self._given = client, place_of(name), ttl, lease
+    def __init__(self, name: Key, ttl: int, lease: KeptLease | None) -> None:
+        self._prefix, self._ttl, self._given = place_of(name), ttl, lease
         self._place: Place | None = None
 
-    def acquire(self, timeout: float | None = None) -> bool:
-        """Wait until it is ours; False if it wasn't within `timeout` seconds (0: only if nobody has it).
-
-        Raises LockLost: the lease ended meanwhile.
-        """
+    def _acquire(self, timeout: float | None) -> Steps[bool]:
+        """However it ends without the lock, our place is given up and a lease of our own has ended."""
         if self._place is not None:
             raise RuntimeError("this lock is held already")
-        lease = self._given or self._client.lease(self._ttl)
+        lease = self._given or (yield Grant(self._ttl))
+        place: Place | None = None
         got = False
         try:
-            place = Place(self._client, self._prefix, lease)
-            try:
-                got = place.wait(timeout)
-            finally:
-                if not got:
-                    place.leave()
+            place = yield from enter(self._prefix, lease)
+            got = yield from place.wait(timeout)
         except PlaceLost as lost:
             raise LockLost(str(lost)) from None
         finally:
-            if not got and self._given is None:
-                lease.__exit__(None, None, None)
+            if not got:
+                if self._given is None:
+                    yield from end(lease)  # and the place with it
+                elif place is not None:
+                    yield from place.leave()
         if got:
             self._place = place
         return got
 
-    def release(self) -> bool:
-        """Let the next one have it. False if it had been lost."""
-        place, self._place = self._place, None
-        if place is None:
-            raise RuntimeError("this lock is not held")
-        mine = place.leave()
-        if self._given is None:
-            place.lease.__exit__(None, None, None)
-        return mine
+    def _release(self) -> Steps[bool]:
+        place, self._place = self._held(), None
+        try:
+            return (yield from place.leave())
+        finally:
+            if self._given is None:
+                yield from end(place.lease)
+
+    def _check(self) -> Steps[None]:
+        try:
+            yield from self._held().confirm()
+        except PlaceLost as lost:
+            raise LockLost(str(lost)) from None
 
     def is_acquired(self) -> bool:
         """Whether it was acquired and its lease is not known to have ended. It may end right after; see `held`."""
         return self._place is not None and not self._place.lease.lost
-
-    def check(self) -> None:
-        """Raises LockLost unless the cluster says, now, that it is held."""
-        try:
-            self._held().confirm()
-        except PlaceLost as lost:
-            raise LockLost(str(lost)) from None
 
     @property
     def token(self) -> int:
@@ -104,6 +93,35 @@ class Lock:
         if self._place is None:
             raise RuntimeError("this lock is not held")
         return self._place
+
+
+class Lock(LockCore):
+    """Not for several threads at once: make one for each. May be taken again after it was released.
+
+    Args:
+      name: where everybody who wants it meets.
+      ttl: seconds after which it is free again if its holder dies.
+      lease: hold it with this lease instead of one of its own; then it stays when the lock is released.
+    """
+
+    def __init__(self, client: Client, name: Key, ttl: int = 60, *, lease: Lease | None = None) -> None:
+        super().__init__(name, ttl, lease)
+        self._client = client
+
+    def acquire(self, timeout: float | None = None) -> bool:
+        """Wait until it is ours; False if it wasn't within `timeout` seconds (0: only if nobody has it).
+
+        Raises LockLost: the lease ended meanwhile.
+        """
+        return run(self._client, self._acquire(timeout))
+
+    def release(self) -> bool:
+        """Let the next one have it. False if it had been lost."""
+        return run(self._client, self._release())
+
+    def check(self) -> None:
+        """Raises LockLost unless the cluster says, now, that it is held."""
+        run(self._client, self._check())
 
     def __enter__(self) -> Lock:
         self.acquire()

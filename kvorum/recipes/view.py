@@ -21,34 +21,28 @@ from kvorum.errors import Ambiguous, Compacted, Unavailable
 from kvorum.results import DeleteEvent, WatchResponse
 from kvorum.sync import Client
 from kvorum.txn import Key, to_bytes
+from kvorum.watches import WatchOptions
 
 RETRY_SECONDS = 0.5
 
 Changed = Callable[[dict[bytes, bytes | None]], None]
 
 
-class View(Mapping[bytes, bytes]):
-    """Keys are without the prefix. Complete as soon as it is made. Any thread may read it.
+class ViewCore(Mapping[bytes, bytes]):
+    """A view of either client: what it shows. `_tell` wakes those who wait for what it shows now."""
 
-    Args:
-      on_change: as for on_change(), from the beginning on.
-    """
-
-    def __init__(self, client: Client, prefix: Key, *, on_change: Changed | None = None) -> None:
-        self._client, self._prefix = client, to_bytes(prefix)
+    def __init__(self, prefix: Key, on_change: Changed | None) -> None:
+        self._prefix = to_bytes(prefix)
         self._kvs: dict[bytes, pb.KeyValue] = {}
-        self._news = threading.Condition()
         self._callbacks: list[Changed] = [] if on_change is None else [on_change]
-        self._closed = False
         self.revision = 0
         """The revision whose state it shows."""
-        self._responses, self._cancel = self._read()
-        self._thread = threading.Thread(target=self._run, name="kvorum-view", daemon=True)
-        self._thread.start()
 
-    def _read(self) -> tuple[Iterator[WatchResponse], Callable[[], None]]:
-        """Show what is there now, and watch from there on."""
-        found = self._client.get_prefix_response(self._prefix)
+    def _tell(self, revision: int) -> None:
+        raise NotImplementedError
+
+    def _begin(self, found: pb.RangeResponse) -> WatchOptions:
+        """Show what is there now. Returns how to watch from there on."""
         cut = len(self._prefix)
         fresh = {kv.key[cut:]: kv for kv in found.kvs}
         changed: dict[bytes, bytes | None] = dict.fromkeys(self._kvs.keys() - fresh.keys())
@@ -57,9 +51,70 @@ class View(Mapping[bytes, bytes]):
             if before is None or before.mod_revision != kv.mod_revision:
                 changed[key] = kv.value
         self._show(fresh, found.header.revision, changed if self.revision else {})
-        return self._client.watch_prefix_response(
-            self._prefix, start_revision=found.header.revision + 1, progress_notify=True
-        )
+        return {"start_revision": found.header.revision + 1, "progress_notify": True}
+
+    def _follow(self, what: WatchResponse) -> None:
+        fresh = dict(self._kvs)
+        changed: dict[bytes, bytes | None] = {}
+        cut = len(self._prefix)
+        for event in what.events:
+            key = event.key[cut:]
+            if isinstance(event, DeleteEvent):
+                fresh.pop(key, None)
+                changed[key] = None
+            else:
+                fresh[key] = event.kv
+                changed[key] = event.value
+        self._show(fresh, what.revision, changed)
+
+    def _show(self, kvs: dict[bytes, pb.KeyValue], revision: int, changed: dict[bytes, bytes | None]) -> None:
+        """Callbacks first: whoever waits for a revision finds that they have run."""
+        self._kvs = kvs
+        if changed:
+            for callback in self._callbacks:
+                callback(changed)
+        self._tell(max(self.revision, revision))
+
+    def on_change(self, callback: Changed) -> None:
+        """Call `callback` after each change with the keys that changed and their values, None for a deleted one.
+
+        It is called in the view's own thread, or task; what it raises ends the view.
+        """
+        self._callbacks.append(callback)
+
+    def meta(self, key: Key) -> pb.KeyValue | None:
+        """The whole KeyValue of a key: revisions, version, lease."""
+        return self._kvs.get(to_bytes(key))
+
+    def __getitem__(self, key: Key) -> bytes:
+        return self._kvs[to_bytes(key)].value
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._kvs)
+
+    def __len__(self) -> int:
+        return len(self._kvs)
+
+
+class View(ViewCore):
+    """Keys are without the prefix. Complete as soon as it is made. Any thread may read it.
+
+    Args:
+      on_change: as for on_change(), from the beginning on.
+    """
+
+    def __init__(self, client: Client, prefix: Key, *, on_change: Changed | None = None) -> None:
+        super().__init__(prefix, on_change)
+        self._client = client
+        self._news = threading.Condition()
+        self._closed = False
+        self._responses, self._cancel = self._read()
+        self._thread = threading.Thread(target=self._run, name="kvorum-view", daemon=True)
+        self._thread.start()
+
+    def _read(self) -> tuple[Iterator[WatchResponse], Callable[[], None]]:
+        options = self._begin(self._client.get_prefix_response(self._prefix))
+        return self._client.watch_prefix_response(self._prefix, **options)
 
     def _run(self) -> None:
         while not self._closed:
@@ -84,36 +139,10 @@ class View(Mapping[bytes, bytes]):
                 return True
         return False
 
-    def _follow(self, what: WatchResponse) -> None:
-        fresh = dict(self._kvs)
-        changed: dict[bytes, bytes | None] = {}
-        cut = len(self._prefix)
-        for event in what.events:
-            key = event.key[cut:]
-            if isinstance(event, DeleteEvent):
-                fresh.pop(key, None)
-                changed[key] = None
-            else:
-                fresh[key] = event.kv
-                changed[key] = event.value
-        self._show(fresh, what.revision, changed)
-
-    def _show(self, kvs: dict[bytes, pb.KeyValue], revision: int, changed: dict[bytes, bytes | None]) -> None:
-        """Callbacks first: whoever waits for a revision finds that they have run."""
-        self._kvs = kvs
-        if changed:
-            for callback in self._callbacks:
-                callback(changed)
+    def _tell(self, revision: int) -> None:
         with self._news:
-            self.revision = max(self.revision, revision)
+            self.revision = revision
             self._news.notify_all()
-
-    def on_change(self, callback: Changed) -> None:
-        """Call `callback` after each change with the keys that changed and their values, None for a deleted one.
-
-        It is called in the view's own thread; what it raises ends the view.
-        """
-        self._callbacks.append(callback)
 
     def wait(self, revision: int, timeout: float | None = None) -> bool:
         """Until all changes up to `revision` are shown. False: not within `timeout` seconds, or it is closed.
@@ -130,19 +159,6 @@ class View(Mapping[bytes, bytes]):
         with self._news:
             self._news.wait_for(lambda: self._closed or true(self), timeout)
             return true(self)
-
-    def meta(self, key: Key) -> pb.KeyValue | None:
-        """The whole KeyValue of a key: revisions, version, lease."""
-        return self._kvs.get(to_bytes(key))
-
-    def __getitem__(self, key: Key) -> bytes:
-        return self._kvs[to_bytes(key)].value
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._kvs)
-
-    def __len__(self) -> int:
-        return len(self._kvs)
 
     def close(self) -> None:
         """It shows what it has shown last from now on."""

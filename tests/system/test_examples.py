@@ -18,6 +18,7 @@ TOLD = {
     "discovery": "10.0.0.7:25 eu\n10.0.0.8:25 us\nleft {}\n",
     "config": "color blue\nreload ['color', 'size']\ncolor red size 4\n",
     "counter": "counted 60\n",
+    "tasks": "ada wrote\nbob wrote\ncyd wrote\ncandidates 1\nleader ada\n",
 }
 
 
