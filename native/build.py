@@ -115,6 +115,8 @@ def main() -> None:
     """Build in place. A finished module replaces the old one's name, not its bytes: some process may run them."""
     with contextlib.chdir(ROOT):
         modules = [builder().distutils_extension("build/cffi") for builder in BUILDERS]
+        for module in modules:  # be named as by pip: of two names, Python takes the one without abi3
+            module.py_limited_api = True  # type: ignore[attr-defined]
         command = Distribution({"ext_modules": modules}).get_command_obj("build_ext")
         command.build_lib, command.build_temp = "build/lib", "build/temp"
         command.ensure_finalized()
