@@ -67,7 +67,7 @@ static void answer_calls(struct edge *e, const struct edge_batch *b) {
         CHECK(size - at >= 16);
         uint64_t length = little(calls + at, 4), call = little(calls + at + 8, 8);
         CHECK(length <= size - at - 16 && length <= config.message_max);
-        CHECK(calls[at + 4] == 1 && calls[at + 5] == 0);
+        CHECK((calls[at + 4] == 1 || calls[at + 4] == 8) && calls[at + 5] == 0); /* of PIPE, of CALLS */
         if (choices & 4) answer(e, EDGE_REPLY, 0, call, large, LARGE);
         else if (!(choices & 8)) answer(e, EDGE_REPLY, length % 20, call, calls + at + 16, length);
         at += 16 + length;

@@ -12,6 +12,8 @@ from typing import Any
 ID = re.compile(r"\b(?:(?P<decimal>-?\d{17,20})|(?P<hexadecimal>[0-9a-f]{14,16}))\b")
 """etcd writes an id in decimal (JSON) or in hexadecimal; too short to be told from other numbers is one in 4096."""
 CONNECTION = re.compile(r"\bclient-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+ATTACHED = re.compile(r"""(attached keys\(\[|"keys":\[)([^]]*)""")
+"""etcd tells the keys of a lease in the order of a Go map, which is another each time."""
 BY_NATURE = [
     (re.compile(r'("ts":)"[^"]*"'), r"\1TIME"),
     (re.compile(r"0xc[0-9a-f]{6,}"), "POINTER"),
@@ -46,7 +48,7 @@ class Names:
         text = ID.sub(self._name, text)
         for pattern, word in BY_NATURE:
             text = pattern.sub(word, text)
-        return text
+        return ATTACHED.sub(_in_order, text)
 
     def _name(self, found: re.Match[str]) -> str:
         number = int(found["decimal"]) if found["decimal"] else int(found["hexadecimal"], 16)
@@ -54,3 +56,8 @@ class Names:
             self._others += 1
             self._ids[number] = f"#{self._others}"
         return f"<{self._ids[number]}>"
+
+
+def _in_order(found: re.Match[str]) -> str:
+    separator = "," if found[1].startswith('"') else " "
+    return found[1] + separator.join(sorted(found[2].split(separator)))
