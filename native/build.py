@@ -62,34 +62,29 @@ def wal_ffi() -> FFI:
     return ffi
 
 
-def plain_ffi() -> FFI:
-    """The builder of `native._plain`: batches of requests taken apart."""
+def _of_one_file(name: str) -> FFI:
+    """The builder of `native._NAME`, which is NAME.h and NAME.c."""
     ffi = FFI()
-    ffi.cdef(declarations(HERE / "plain.h"))
+    ffi.cdef(declarations(HERE / f"{name}.h"))
     ffi.set_source(
-        "native._plain",
-        '#include "plain.h"',
-        sources=["native/plain.c"],
+        f"native._{name}",
+        f'#include "{name}.h"',
+        sources=[f"native/{name}.c"],
         include_dirs=["native"],
-        depends=["native/plain.h"],
+        depends=[f"native/{name}.h"],
         extra_compile_args=FLAGS,
     )
     return ffi
+
+
+def plain_ffi() -> FFI:
+    """The builder of `native._plain`: batches of requests taken apart."""
+    return _of_one_file("plain")
 
 
 def ends_ffi() -> FFI:
     """The builder of `native._ends`: a process's ZeroMQ sockets, waited for together."""
-    ffi = FFI()
-    ffi.cdef(declarations(HERE / "ends.h"))
-    ffi.set_source(
-        "native._ends",
-        '#include "ends.h"',
-        sources=["native/ends.c"],
-        include_dirs=["native"],
-        depends=["native/ends.h"],
-        extra_compile_args=FLAGS,
-    )
-    return ffi
+    return _of_one_file("ends")
 
 
 def edge_ffi() -> FFI:
